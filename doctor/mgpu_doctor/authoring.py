@@ -1,0 +1,153 @@
+"""Everything that a check may import.
+
+A check is one file: a docstring with the cause, a ``RULE``, and a pure function
+``find(case)``. It looks at nothing but the :class:`Case` it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mgpu_doctor.model.case import Case, Skip
+from mgpu_doctor.model.command import Command, Mark, Piece, Script, Variable, Word, Wrapper
+from mgpu_doctor.model.finding import Edit, Evidence, Finding, Fix, Severity
+from mgpu_doctor.model.known import Origin, Setting, Unknown
+from mgpu_doctor.model.launch import (
+    RANK_LAUNCHERS,
+    TORCHRUN_NAMES,
+    Argument,
+    Launch,
+    Layer,
+    Option,
+    OptionSpec,
+    ParseProblem,
+    RankPlacement,
+    Target,
+    VisibleDevices,
+)
+from mgpu_doctor.model.program import ConfigFile, ConfigValue, Program, Seen
+from mgpu_doctor.model.rule import Check, Example, Reference, Rule
+from mgpu_doctor.model.source import Location, Source, Span
+
+__all__ = [
+    "RANK_LAUNCHERS",
+    "TORCHRUN_NAMES",
+    "Argument",
+    "Case",
+    "Check",
+    "Command",
+    "ConfigFile",
+    "ConfigValue",
+    "Edit",
+    "Evidence",
+    "Example",
+    "Finding",
+    "Fix",
+    "Launch",
+    "Layer",
+    "Location",
+    "Mark",
+    "Option",
+    "OptionSpec",
+    "Origin",
+    "ParseProblem",
+    "Piece",
+    "Program",
+    "RankPlacement",
+    "Reference",
+    "Rule",
+    "Script",
+    "Seen",
+    "Setting",
+    "Severity",
+    "Skip",
+    "Source",
+    "Span",
+    "Target",
+    "Unknown",
+    "Variable",
+    "VisibleDevices",
+    "Word",
+    "Wrapper",
+    "closest",
+    "delete_words",
+    "insert",
+    "report",
+    "replace",
+]
+
+
+def report(
+    rule: Rule,
+    message: str,
+    location: Location | None = None,
+    *,
+    subject: str | None = None,
+    severity: Severity | None = None,
+    evidence: Iterable[Evidence | str] = (),
+    related: Iterable[Evidence] = (),
+    fix: Fix | None = None,
+    alternatives: Iterable[Fix] = (),
+) -> Finding:
+    """A finding of a rule; ``evidence`` given as text needs no place. ``severity`` overrides the rule's."""
+    return Finding(
+        code=rule.code,
+        slug=rule.slug,
+        title=rule.title,
+        severity=severity or rule.severity,
+        message=message,
+        location=location,
+        subject=subject,
+        evidence=tuple(Evidence(item) if isinstance(item, str) else item for item in evidence),
+        related=tuple(related),
+        fix=fix,
+        alternatives=tuple(alternatives),
+    )
+
+
+def replace(source: Source, span: Span, text: str) -> Edit:
+    """An edit that replaces a span."""
+    return Edit(source, span, text)
+
+
+def insert(source: Source, offset: int, text: str) -> Edit:
+    """An edit that inserts text."""
+    return Edit(source, Span(offset, offset), text)
+
+
+def delete_words(source: Source, span: Span) -> Edit:
+    """An edit that removes words together with the blanks in front of them.
+
+    When the words stand first on a continued line, the blanks stay and the line's own ending
+    (blanks, backslash, newline) goes instead, so that no empty continued line is left.
+    """
+    text = source.text
+    start, end = span
+    while start > 0 and text[start - 1] in " \t":
+        start -= 1
+    if start > 0 and text[start - 1] == "\n":
+        after = end
+        while after < len(text) and text[after] in " \t":
+            after += 1
+        if text.startswith("\\\n", after):
+            return Edit(source, Span(start, after + 2), "")
+        if after >= len(text) or text[after] == "\n":
+            # The last line of a continued command: the backslash above must go too.
+            before = start - 1
+            if before > 0 and text[before - 1] == "\\":
+                before -= 1
+                while before > 0 and text[before - 1] in " \t":
+                    before -= 1
+                return Edit(source, Span(before, end), "")
+    elif start == 0:
+        start = span.start
+        while end < len(text) and text[end] in " \t":
+            end += 1
+    return Edit(source, Span(start, end), "")
+
+
+def closest(word: str, known: Iterable[str], limit: int = 3) -> tuple[str, ...]:
+    """The known spellings nearest to a mistyped one, nearest first; empty when none is near."""
+    from difflib import get_close_matches
+
+    return tuple(get_close_matches(word, list(known), n=limit, cutoff=0.75))

@@ -1,0 +1,136 @@
+"""What is known about a machine: typed, frozen, each fact a value or the reason why it is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mgpu_doctor.model.known import Unknown
+
+SCHEMA_VERSION = 1
+"""Version of the JSON form that ``mgpu-doctor facts`` writes."""
+
+NOT_LOOKED = Unknown("no machine was looked at")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU as nvidia-smi lists it. ``index`` is nvidia-smi's (PCI bus order); memory in GiB."""
+
+    index: int
+    name: str | Unknown = NOT_LOOKED
+    uuid: str | Unknown = NOT_LOOKED
+    memory_gib: float | Unknown = NOT_LOOKED
+    compute_capability: tuple[int, int] | Unknown = NOT_LOOKED
+    pci_bus_id: str | Unknown = NOT_LOOKED
+    mig: tuple[str, ...] | Unknown = NOT_LOOKED
+    """UUIDs of its MIG instances; empty when MIG is off."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process that holds memory on a GPU."""
+
+    gpu: int
+    pid: int | Unknown
+    command: str | Unknown = NOT_LOOKED
+    memory_gib: float | Unknown = NOT_LOOKED
+
+
+@dataclass(frozen=True, slots=True)
+class PortHolder:
+    """Who listens on a TCP port; unknown parts need privileges that we lack."""
+
+    port: int
+    pid: int | Unknown = NOT_LOOKED
+    command: str | Unknown = NOT_LOOKED
+
+
+@dataclass(frozen=True, slots=True)
+class PythonInfo:
+    """The interpreter that the command would use."""
+
+    executable: str | Unknown = NOT_LOOKED
+    prefix: str | Unknown = NOT_LOOKED
+    version: str | Unknown = NOT_LOOKED
+
+
+@dataclass(frozen=True, slots=True)
+class PathInfo:
+    """What is known about a path on the machine: ``mode`` as ``ls -l`` writes it (``-rw-r--r--``)."""
+
+    mode: str | Unknown = NOT_LOOKED
+    kind: str | Unknown = NOT_LOOKED
+    free_gib: float | Unknown = NOT_LOOKED
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model by hub id or path: number of parameters, and its dtype's name."""
+
+    parameters: float | Unknown = NOT_LOOKED
+    dtype: str | Unknown = NOT_LOOKED
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The machine that the command is meant for.
+
+    ``origin`` names where the facts come from: ``this machine``, a file's name,
+    or ``none``. ``environment`` holds the variables that the launch inherits
+    (an allow-list, never secrets); ``packages`` maps normalised distribution names to versions;
+    ``ports_in_use`` maps TCP ports to their holders. ``other`` keeps the
+    keys of a plain facts file that have no typed place yet.
+    """
+
+    origin: str = "none"
+    gpus: tuple[Gpu, ...] | Unknown = NOT_LOOKED
+    gpu_processes: tuple[GpuProcess, ...] | Unknown = NOT_LOOKED
+    driver: str | Unknown = NOT_LOOKED
+    platform: str | Unknown = NOT_LOOKED
+    python: PythonInfo = PythonInfo()
+    packages: Mapping[str, str] | Unknown = NOT_LOOKED
+    package_requirements: Mapping[str, tuple[str, ...]] | Unknown = NOT_LOOKED
+    wheels: Mapping[str, str] | Unknown = NOT_LOOKED
+    torch_cuda: str | None | Unknown = NOT_LOOKED
+    """The CUDA version torch was built for; None for a build without CUDA."""
+    environment: Mapping[str, str] | Unknown = NOT_LOOKED
+    which: Mapping[str, str] | Unknown = NOT_LOOKED
+    shebangs: Mapping[str, str] | Unknown = NOT_LOOKED
+    paths: Mapping[str, PathInfo] | Unknown = NOT_LOOKED
+    ports_in_use: Mapping[int, PortHolder] | Unknown = NOT_LOOKED
+    interfaces: Mapping[str, str] | Unknown = NOT_LOOKED
+    reachable: Mapping[str, bool] | Unknown = NOT_LOOKED
+    """Whether a host answers: ``{"huggingface.co": False}`` on an offline machine."""
+    accelerate_default_config: str | None | Unknown = NOT_LOOKED
+    """The text of accelerate's default config file; None when there is none."""
+    models: Mapping[str, ModelInfo] | Unknown = NOT_LOOKED
+    hub_cache: tuple[str, ...] | Unknown = NOT_LOOKED
+    host_memory_gib: float | Unknown = NOT_LOOKED
+    shm_gib: float | Unknown = NOT_LOOKED
+    limits: Mapping[str, object] | Unknown = NOT_LOOKED
+    container: str | None | Unknown = NOT_LOOKED
+    """The container runtime, None outside any."""
+    other: Mapping[str, object] | None = None
+
+    def gpu(self, index: int) -> Gpu | None:
+        """The GPU with this nvidia-smi index, None when there is no such or no inventory."""
+        if isinstance(self.gpus, Unknown):
+            return None
+        return next((gpu for gpu in self.gpus if gpu.index == index), None)
+
+    def package_version(self, name: str) -> str | Unknown:
+        """The installed version of a distribution; Unknown when the packages are not known or it is absent."""
+        if isinstance(self.packages, Unknown):
+            return self.packages
+        version = self.packages.get(name.lower().replace("_", "-"))
+        return version if version is not None else Unknown(f"{name} is not among the known packages")
+
+    def variable(self, name: str) -> str | None | Unknown:
+        """An inherited environment variable, None when known to be unset."""
+        if isinstance(self.environment, Unknown):
+            return self.environment
+        return self.environment.get(name)
+
+
+NO_FACTS = Facts()

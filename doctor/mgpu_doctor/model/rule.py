@@ -1,0 +1,75 @@
+"""A rule: one cause, one code, with the examples that prove it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mgpu_doctor.model.finding import Finding, Severity
+
+if TYPE_CHECKING:
+    from mgpu_doctor.model.case import Case
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Where the behaviour was verified: a named release's source, or a run of it.
+
+    ``where`` is e.g. ``deepspeed 0.16.9, launcher/runner.py main()``; ``fact``
+    the behaviour in one sentence; ``ran`` is True when it was seen by running.
+    """
+
+    where: str
+    fact: str
+    ran: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A command or file that the rule must name, or must leave alone.
+
+    ``command`` is what is typed; ``files`` what lies in the working directory
+    (name → text); ``facts`` overrides of the standard host in the plain facts
+    form (:func:`mgpu_doctor.testing.standard_facts`), None for "no machine is known". ``lint`` names
+    files to lint instead of a command. ``title`` says in a few words what it shows.
+    """
+
+    title: str
+    command: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, object] | None = field(default_factory=dict)
+    lint: tuple[str, ...] = ()
+    log: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a check looks for. The rule page, ``explain CODE`` and the tests are made from it.
+
+    ``summary`` is the cause in one line; ``why`` what happens and why it
+    matters (Markdown, a short paragraph); ``bad`` must fire, ``good`` are near
+    misses that must stay silent.
+    """
+
+    code: str
+    slug: str
+    title: str
+    severity: Severity
+    summary: str
+    why: str
+    bad: tuple[Example, ...]
+    good: tuple[Example, ...]
+    sources: tuple[Reference, ...]
+    fix: str | None = None
+    fixable: bool = False
+    """Whether firing examples that carry edits are silenced by applying them (tested)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A rule with the function that looks for it."""
+
+    rule: Rule
+    find: Callable[[Case], Iterable[Finding]]
+    distribution: str = "mgpu-doctor"
