@@ -72,8 +72,8 @@ __all__ = [
     "closest",
     "delete_words",
     "insert",
-    "report",
     "replace",
+    "report",
 ]
 
 

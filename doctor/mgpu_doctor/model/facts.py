@@ -92,7 +92,7 @@ class Facts:
     packages: Mapping[str, str] | Unknown = NOT_LOOKED
     package_requirements: Mapping[str, tuple[str, ...]] | Unknown = NOT_LOOKED
     wheels: Mapping[str, str] | Unknown = NOT_LOOKED
-    torch_cuda: str | None | Unknown = NOT_LOOKED
+    torch_cuda: str | Unknown | None = NOT_LOOKED
     """The CUDA version torch was built for; None for a build without CUDA."""
     environment: Mapping[str, str] | Unknown = NOT_LOOKED
     which: Mapping[str, str] | Unknown = NOT_LOOKED
@@ -102,14 +102,14 @@ class Facts:
     interfaces: Mapping[str, str] | Unknown = NOT_LOOKED
     reachable: Mapping[str, bool] | Unknown = NOT_LOOKED
     """Whether a host answers: ``{"huggingface.co": False}`` on an offline machine."""
-    accelerate_default_config: str | None | Unknown = NOT_LOOKED
+    accelerate_default_config: str | Unknown | None = NOT_LOOKED
     """The text of accelerate's default config file; None when there is none."""
     models: Mapping[str, ModelInfo] | Unknown = NOT_LOOKED
     hub_cache: tuple[str, ...] | Unknown = NOT_LOOKED
     host_memory_gib: float | Unknown = NOT_LOOKED
     shm_gib: float | Unknown = NOT_LOOKED
     limits: Mapping[str, object] | Unknown = NOT_LOOKED
-    container: str | None | Unknown = NOT_LOOKED
+    container: str | Unknown | None = NOT_LOOKED
     """The container runtime, None outside any."""
     other: Mapping[str, object] | None = None
 
@@ -126,7 +126,7 @@ class Facts:
         version = self.packages.get(name.lower().replace("_", "-"))
         return version if version is not None else Unknown(f"{name} is not among the known packages")
 
-    def variable(self, name: str) -> str | None | Unknown:
+    def variable(self, name: str) -> str | Unknown | None:
         """An inherited environment variable, None when known to be unset."""
         if isinstance(self.environment, Unknown):
             return self.environment
