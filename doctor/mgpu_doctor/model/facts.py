@@ -111,6 +111,8 @@ class Facts:
     limits: Mapping[str, object] | Unknown = NOT_LOOKED
     container: str | Unknown | None = NOT_LOOKED
     """The container runtime, None outside any."""
+    site_packages: tuple[str, ...] = ()
+    """Directories that hold the interpreter's packages, on this machine; empty for any other."""
     other: Mapping[str, object] | None = None
 
     def gpu(self, index: int) -> Gpu | None:

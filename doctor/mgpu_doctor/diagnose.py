@@ -1,0 +1,260 @@
+"""The straight line: what the user gave → commands → launches, the machine → facts, both → findings.
+
+This is the Python API as well::
+
+    from mgpu_doctor.diagnose import Request, diagnose
+    report = diagnose(Request(command="torchrun --nproc-per-node 9 train.py"))
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mgpu_doctor.errors import InputError, UsageError
+from mgpu_doctor.examine import examine
+from mgpu_doctor.model.case import Case
+from mgpu_doctor.model.command import Command, Script
+from mgpu_doctor.model.facts import NO_FACTS, Facts
+from mgpu_doctor.model.finding import Finding, Outcome
+from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.launch import Launch
+from mgpu_doctor.model.report import Problem, Report
+from mgpu_doctor.model.source import Excerpt, Source
+from mgpu_doctor.registry import Registry, load_checks
+from mgpu_doctor.settings import Settings, load_settings
+from mgpu_doctor.suppress import apply_suppressions
+
+if TYPE_CHECKING:
+    from mgpu_doctor.model.knowledge import Knowledge
+    from mgpu_doctor.model.workspace import Workspace
+
+THIS_MACHINE = "this machine"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked.
+
+    ``mode`` is ``check``, ``explain`` or ``lint``. ``command`` is a command line as text,
+    ``argv`` one as the shell split it, ``files`` are paths, ``text`` a text with the
+    name ``text_name`` (standard input). ``facts`` is ``this machine``, ``none`` or
+    a facts file. ``directory`` is where the command would be typed. ``python`` names the
+    interpreter whose environment counts. ``select``, ``ignore`` and ``fail_on`` win over the settings file.
+    """
+
+    mode: str = "check"
+    command: str | None = None
+    argv: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    text: str | None = None
+    text_name: str = "<stdin>"
+    text_kind: str = "shell"
+    facts: str | None = None
+    directory: str = "."
+    python: str | None = None
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    fail_on: str | None = None
+
+
+def diagnose(request: Request, registry: Registry | None = None) -> Report:
+    """Everything that can be said about a request.
+
+    Raises:
+        UsageError: there is nothing to look at, or it contradicts itself.
+        InputError: the command, the facts file or the settings cannot be read.
+    """
+    settings = _settings(request)
+    sources, unread, problems = read_sources(request)
+    facts = read_facts(request, settings)
+    workspace = _workspace(request, facts)
+    scripts = read_scripts(sources, facts, workspace)
+    facts = _look_closer(facts, scripts, request)
+    knowledge = _knowledge(facts)
+    launches = resolve_launches(scripts, facts, knowledge, workspace)
+    facts = _look_at_ports(facts, launches)
+    case = Case(sources, scripts, launches, facts, workspace, knowledge, request.mode)
+    if registry is None:
+        registry = load_checks()
+    checks = tuple(check for check in registry.checks if settings.selects(check.rule.code, check.rule.slug))
+    outcomes = examine(case, checks)
+    return _report(request, settings, case, outcomes, (*problems, *registry.problems), unread)
+
+
+def _settings(request: Request) -> Settings:
+    settings = load_settings(request.directory)
+    return replace(
+        settings,
+        select=request.select or settings.select,
+        ignore=settings.ignore + request.ignore,
+        fail_on=request.fail_on or settings.fail_on,
+    )
+
+
+def read_sources(request: Request) -> tuple[tuple[Source, ...], tuple[str, ...], tuple[Problem, ...]]:
+    """The texts of a request, the files that hold no kind of text that is read, and what is wrong with the others.
+
+    Raises:
+        UsageError: no command, or an empty one.
+    """
+    from mgpu_doctor.read.text import decode, read_source
+
+    sources: list[Source] = []
+    unread: list[str] = []
+    problems: list[Problem] = []
+    if request.command is not None:
+        if not request.command.strip():
+            raise UsageError(
+                "the command is empty", hint='try: mgpu-doctor explain "torchrun --nproc-per-node 2 train.py"'
+            )
+        sources.append(decode(_encoded(request.command), "<command>", "command"))
+    if request.argv:
+        from mgpu_doctor.shell import join_argv
+
+        sources.append(Source("<command>", join_argv(request.argv), "command"))
+    if request.text is not None:
+        sources.append(decode(_encoded(request.text), request.text_name, request.text_kind))
+    for path in request.files:
+        try:
+            source = read_source(os.path.join(request.directory, path), name=path)
+        except InputError as error:
+            problems.append(Problem("input", path, error.message))
+            continue
+        if source is None:
+            unread.append(path)
+        else:
+            sources.append(source)
+    return tuple(sources), tuple(unread), tuple(problems)
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def read_facts(request: Request, settings: Settings) -> Facts:
+    """The machine that the request is about, as far as every command needs it (variables); more follows later.
+
+    Raises:
+        InputError: a facts file that cannot be read.
+    """
+    if request.mode == "lint" and request.facts is None:
+        return NO_FACTS
+    wanted = request.facts or settings.facts or THIS_MACHINE
+    if wanted == "none":
+        return NO_FACTS
+    if wanted != THIS_MACHINE:
+        from mgpu_doctor.collect.facts_file import load_facts
+
+        return load_facts(wanted)
+    from mgpu_doctor.collect.machine import this_machine
+
+    return this_machine(frozenset({"environment"}), python=request.python)
+
+
+def _workspace(request: Request, facts: Facts) -> Workspace:
+    from mgpu_doctor.read.workspace import LocalWorkspace
+
+    return LocalWorkspace(request.directory, facts, judge_only_text=request.mode == "lint")
+
+
+def read_scripts(sources: Iterable[Source], facts: Facts, workspace: Workspace) -> tuple[Script, ...]:
+    """Every shell text in the sources, and the scripts that their commands call, as far as these can be read."""
+    from mgpu_doctor.shell import parse_all
+
+    def follow(path: str, command: Command) -> Source | None:
+        source = workspace.read(path, "shell", command.directory)
+        return None if isinstance(source, Unknown) else source
+
+    scripts: list[Script] = []
+    for source in sources:
+        for excerpt in _excerpts(source):
+            scripts.extend(parse_all(excerpt, environment=facts.environment, follow=follow))
+    return tuple(scripts)
+
+
+def _excerpts(source: Source) -> tuple[Excerpt, ...]:
+    if source.kind in ("markdown", "rst"):
+        from mgpu_doctor.read.markdown import excerpts
+
+        return excerpts(source)
+    return (Excerpt.whole(source),)
+
+
+def _look_closer(facts: Facts, scripts: tuple[Script, ...], request: Request) -> Facts:
+    """Look at GPUs, packages and the rest of this machine only when there is a command to judge by them."""
+    if facts.origin != THIS_MACHINE or not any(script.commands for script in scripts):
+        return facts
+    from mgpu_doctor.collect.machine import this_machine
+
+    return this_machine(python=request.python)
+
+
+def _knowledge(facts: Facts) -> Knowledge:
+    from mgpu_doctor.knowledge import PackageKnowledge
+
+    return PackageKnowledge(facts, site_packages=facts.site_packages)
+
+
+def resolve_launches(
+    scripts: Iterable[Script], facts: Facts, knowledge: Knowledge, workspace: Workspace
+) -> tuple[Launch, ...]:
+    """What the commands that launch something would do, in order."""
+    from mgpu_doctor.launchers import resolve
+
+    found = (
+        resolve(command, facts, knowledge, workspace)
+        for script in scripts
+        for command in script.commands
+        if command.words
+    )
+    return tuple(launch for launch in found if launch is not None)
+
+
+def _look_at_ports(facts: Facts, launches: Iterable[Launch]) -> Facts:
+    """Try the ports that the launches name, on this machine only."""
+    if facts.origin != THIS_MACHINE:
+        return facts
+    ports = {launch.rendezvous.port.known for launch in launches if launch.rendezvous and launch.rendezvous.port}
+    wanted = sorted(port for port in ports if port)
+    if not wanted:
+        return facts
+    from mgpu_doctor.collect.ports import with_ports
+
+    return with_ports(facts, wanted)
+
+
+def _report(
+    request: Request,
+    settings: Settings,
+    case: Case,
+    outcomes: tuple[Outcome, ...],
+    problems: tuple[Problem, ...],
+    unread: tuple[str, ...],
+) -> Report:
+    found = [finding for outcome in outcomes for finding in outcome.findings if not _ignored(settings, finding)]
+    kept, suppressed, bad_comments = apply_suppressions(found, ((c.source, c.span) for c in case.commands))
+    return Report(
+        request.mode,
+        case,
+        tuple(sorted(kept, key=_order)),
+        suppressed,
+        outcomes,
+        (*problems, *bad_comments),
+        unread,
+        settings.fail_on,
+    )
+
+
+def _ignored(settings: Settings, finding: Finding) -> bool:
+    if finding.location is None or finding.location.source.path is None:
+        return False
+    return settings.ignored_in(finding.location.source.path, finding.code, finding.slug)
+
+
+def _order(finding: Finding) -> tuple[object, ...]:
+    if finding.location is None:
+        return (finding.severity.rank, "", 0, finding.code)
+    return (finding.severity.rank, finding.location.source.name, finding.location.span.start, finding.code)
