@@ -1,54 +1,67 @@
-"""Applies fixes to a text."""
+"""Applying fixes to a text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from mgpu_doctor.model.finding import Edit, Finding, Fix
-from mgpu_doctor.model.source import Source
+from mgpu_doctor.model.finding import Edit, Finding
+from mgpu_doctor.model.source import Source, Span
 
 
 def apply_edits(text: str, edits: Iterable[Edit]) -> str:
-    """The text with edits applied; of two that touch the same characters the first one given wins."""
-    taken: list[Edit] = []
+    """The text after the edits; of two edits that overlap, the one given first is applied.
+
+    Edits are applied at their offsets in ``text``. Two insertions at one place are both
+    applied, in the order given; the same edit given twice is applied once.
+    """
+    chosen: list[Edit] = []
     for edit in edits:
-        if not any(_clash(edit, other) for other in taken):
-            taken.append(edit)
-    for edit in sorted(taken, key=lambda edit: edit.span, reverse=True):
-        text = text[: edit.span.start] + edit.replacement + text[edit.span.end :]
-    return text
+        if edit not in chosen and not any(_collide(edit.span, other.span) for other in chosen):
+            chosen.append(edit)
+    return _splice(text, chosen)
 
 
-def _clash(one: Edit, other: Edit) -> bool:
-    """Whether two edits touch the same characters, or insert at the same place."""
-    if one.span == other.span:
-        return True
-    return one.span.overlaps(other.span) or (
-        # An insertion strictly inside a replaced range has lost its place.
-        other.span.start < one.span.start == one.span.end < other.span.end
-        or one.span.start < other.span.start == other.span.end < one.span.end
-    )
+def choose_edits(findings: Sequence[Finding], source: Source, *, only_safe: bool = False) -> tuple[Edit, ...]:
+    """Every edit of the findings' fixes to a source that can be applied together, earlier findings first.
 
-
-def choose_fixes(findings: Iterable[Finding], source: Source, *, only_safe: bool = False) -> tuple[Fix, ...]:
-    """The fixes that can be applied to one source together, worst finding first; a fix is taken whole or not at all."""
-    chosen: list[Fix] = []
-    taken: list[Edit] = []
+    A fix is taken whole or not at all: a fix that touches another file too, or that
+    overlaps one already taken, is left out.
+    """
+    chosen: list[Edit] = []
     for finding in findings:
         fix = finding.fix
         if fix is None or not fix.edits or (only_safe and not fix.safe):
             continue
-        if any(edit.source.name != source.name for edit in fix.edits):
+        if any(edit.source is not source and edit.source != source for edit in fix.edits):
             continue
-        new = [edit for edit in fix.edits if edit not in taken]
-        if any(_clash(edit, other) for edit in new for other in taken):
-            continue
-        taken.extend(new)
-        chosen.append(fix)
+        new = [edit for edit in fix.edits if edit not in chosen]
+        if not any(_collide(edit.span, other.span) for edit in new for other in chosen):
+            chosen.extend(new)
     return tuple(chosen)
 
 
-def mend(source: Source, findings: Iterable[Finding], *, only_safe: bool = False) -> str:
-    """The source's text with every compatible fix applied."""
-    fixes = choose_fixes(findings, source, only_safe=only_safe)
-    return apply_edits(source.text, [edit for fix in fixes for edit in fix.edits])
+def mended(findings: Sequence[Finding], source: Source, *, only_safe: bool = False) -> str | None:
+    """The source's text with the fixes applied, None when none can be applied or nothing changes."""
+    edits = choose_edits(findings, source, only_safe=only_safe)
+    text = _splice(source.text, edits)
+    return text if text != source.text else None
+
+
+def _collide(one: Span, other: Span) -> bool:
+    if one.overlaps(other):
+        return True
+    # An insertion inside a replaced range has lost its place; at the range's border it has not.
+    inside = other.start < one.start < other.end if one.start == one.end else False
+    around = one.start < other.start < one.end if other.start == other.end else False
+    return inside or around
+
+
+def _splice(text: str, edits: Iterable[Edit]) -> str:
+    parts: list[str] = []
+    at = 0
+    # Stable: insertions at one offset keep their order and stand in front of a replacement there.
+    for edit in sorted(edits, key=lambda edit: (edit.span.start, edit.span.end)):
+        parts += (text[at : edit.span.start], edit.replacement)
+        at = edit.span.end
+    parts.append(text[at:])
+    return "".join(parts)
