@@ -7,17 +7,16 @@ import re
 _PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if code not in (0x09, 0x0A)}
 _PICTURES[0x7F] = "\u2421"
 # C1 controls are escapes too; the bidirectional controls make text look like what it is not.
-_PICTURES.update(dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd"))
-# A lone surrogate (undecodable byte) cannot be written to the terminal.
-_SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
-
-_SECRET_NAME = r"[A-Za-z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)"
-_secret_name = re.compile(_SECRET_NAME + r"(?:_ID)?\Z", re.IGNORECASE)
-_SECRET_TEXT = (
-    r"(?P<before>(?<![A-Za-z0-9_])"
-    + _SECRET_NAME
-    + r"(?:=|:\s|\s(?=hf_))[\"']?)(?P<value>[^\s\"'$;&|)]+)|(?P<token>\b(?:hf_|sk-|ghp_|glpat-)[A-Za-z0-9_-]{16,})"
+_PICTURES.update(
+    dict.fromkeys((*range(0x80, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd")
 )
+
+_PRIVATE_NAME = r"[A-Za-z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)(?:_ID)?"
+_PRIVATE_TEXT = (
+    r"(?P<before>(?<![A-Za-z0-9_-])" + _PRIVATE_NAME + r"=[\"']?)(?P<value>[^\s\"'$;&|)`]+)"
+    r"|(?P<token>\b(?:hf_|sk-|ghp_|glpat-)[A-Za-z0-9_-]{16,})"
+)
+_HINTS = ("token", "secret", "passw", "key", "credential", "hf_", "sk-", "ghp_", "glpat-")
 
 
 def clean(text: str) -> str:
@@ -27,20 +26,26 @@ def clean(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return text.translate(_PICTURES | _SURROGATES if _has_surrogates(text) else _PICTURES)
+    text = text.translate(_PICTURES)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # A lone surrogate (an undecodable byte of the command line) cannot be written to any terminal.
+        text = text.encode("utf-8", "replace").decode()
+    return text
 
 
-def is_secret(name: str) -> bool:
+def is_private(name: str) -> bool:
     """Whether a variable's name says that its value is nobody else's business."""
-    return _secret_name.match(name) is not None
+    return re.fullmatch(_PRIVATE_NAME, name, re.IGNORECASE) is not None
 
 
 def mask(text: str) -> str:
     """The text with the values of secret-looking variables and tokens replaced by asterisks, of the same length."""
     lowered = text.lower()
-    if not any(hint in lowered for hint in ("token", "secret", "passw", "key", "credential", "hf_", "sk-", "gh", "gl")):
+    if not any(hint in lowered for hint in _HINTS):
         return text
-    return re.sub(_SECRET_TEXT, _asterisks, text, flags=re.IGNORECASE)
+    return re.sub(_PRIVATE_TEXT, _asterisks, text, flags=re.IGNORECASE)
 
 
 def shown(text: str) -> str:
@@ -56,9 +61,4 @@ def one_line(text: str) -> str:
 def _asterisks(match: re.Match[str]) -> str:
     if match["token"] is not None:
         return "*" * len(match["token"])
-    value = match["value"]
-    return match["before"] + "*" * len(value)
-
-
-def _has_surrogates(text: str) -> bool:
-    return any(0xD800 <= ord(character) < 0xE000 for character in text)
+    return match["before"] + "*" * len(match["value"])

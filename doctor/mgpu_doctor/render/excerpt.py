@@ -70,8 +70,8 @@ def _line(source: Source, number: int, span: Span, width: int) -> ExcerptLine:
         start = text.index(inner, start)
         end = start + len(inner)
     text = shown(text)
-    parts = (part.replace("\t", _TAB) for part in (text[:start], text[start:end], text[end:]))
-    return _window(number, *parts, max(width, 12))
+    before, marked, after = (part.replace("\t", _TAB) for part in (text[:start], text[start:end], text[end:]))
+    return _window(number, before, marked, after, max(width, 12))
 
 
 def _window(number: int, before: str, marked: str, after: str, width: int) -> ExcerptLine:

@@ -1,0 +1,270 @@
+"""The report on a terminal. Everything that comes from the user is put into Text objects, never read as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from mgpu_doctor.model.finding import Evidence, Finding, Fix, Severity
+from mgpu_doctor.model.report import Report
+from mgpu_doctor.model.rule import Check
+from mgpu_doctor.model.source import Location
+from mgpu_doctor.render.clean import one_line, shown
+from mgpu_doctor.render.excerpt import excerpt
+from mgpu_doctor.render.plain import verdict_on
+from mgpu_doctor.render.story import Story, basis, tell, why_unknown
+from mgpu_doctor.render.summary import (
+    FamilyRow,
+    count_line,
+    family,
+    family_rows,
+    incomplete_lines,
+    place,
+    skipped_by_reason,
+)
+
+_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.ADVICE: "cyan"}
+_ROLES = {"launches": "green", "courier": "dim", "computes": "bold magenta"}
+_SIGNS = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.ADVICE: "i"}
+
+
+def print_explanation(
+    console: Console, report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()
+) -> None:
+    """What would run, what is wrong with it, and the corrected command."""
+    for launch in report.case.launches:
+        _print_story(
+            console, tell(launch, report.case.facts), why_unknown(launch), alone=len(report.case.launches) == 1
+        )
+    if not report.case.launches:
+        console.print(Text("No launch command is recognised in this text.", "yellow"))
+        console.print()
+    _print_basis(console, report)
+    _print_findings(console, report)
+    if corrected is not None:
+        _print_corrected(console, corrected, tuple(remaining))
+
+
+def print_check(
+    console: Console, report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()
+) -> None:
+    """How each family of checks went, then the findings, worst first."""
+    _print_families(console, family_rows(report))
+    _print_basis(console, report)
+    _print_findings(console, report)
+    _print_skipped(console, report)
+    if corrected is not None:
+        _print_corrected(console, corrected, tuple(remaining))
+
+
+def print_lint(console: Console, report: Report) -> None:
+    """The findings, then how many commands were read."""
+    _print_findings(console, report)
+
+
+def print_commands(console: Console, report: Report) -> None:
+    """The commands that were recognised, and what they would do."""
+    for launch in report.case.launches:
+        _print_story(console, tell(launch, report.case.facts), why_unknown(launch), alone=False)
+
+
+def print_rules(console: Console, checks: Iterable[Check]) -> None:
+    """The catalogue as a table."""
+    table = _table("code", "rule", "severity", "cause")
+    for check in checks:
+        rule = check.rule
+        table.add_row(
+            Text(one_line(rule.code), "bold"),
+            Text(one_line(rule.slug)),
+            Text(rule.severity.value, _COLOURS[rule.severity]),
+            Text(one_line(rule.summary) + ("" if check.distribution == "mgpu-doctor" else f" ({check.distribution})")),
+        )
+    console.print(table)
+
+
+def _heading(title: str) -> Text:
+    return Text(title, "bold")
+
+
+def _print_story(console: Console, story: Story, why: str | None, *, alone: bool) -> None:
+    console.print(_heading("What would run" if alone else f"What would run at {story.place}"))
+    console.print(Padding(_layers(story), (0, 0, 0, 2)))
+    console.print()
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(no_wrap=True, style="dim")
+    facts.add_column(ratio=1)
+    for fact in story.facts:
+        value = Text(fact.value)
+        if fact.origin:
+            value.append(f"  {fact.origin}", "dim")
+        facts.add_row(fact.label, value)
+    for note in story.notes:
+        facts.add_row("note", Text(note))
+    console.print(Padding(facts, (0, 0, 0, 2)))
+    console.print()
+    _print_ranks(console, story, why)
+
+
+def _layers(story: Story) -> RenderableType:
+    first, *others = story.steps
+    tree = Tree(_layer_line(first.name, first.role, first.does), guide_style="dim")
+    branch = tree
+    for step in others:
+        branch = branch.add(_layer_line(step.name, step.role, step.does))
+    return tree
+
+
+def _layer_line(name: str, role: str, does: str) -> Text:
+    text = Text(name, _ROLES[role] if role != "courier" else "")
+    text.append(f"  {role}", "dim italic")
+    text.append(f"  {does}")
+    return text
+
+
+def _print_ranks(console: Console, story: Story, why: str | None) -> None:
+    if story.no_ranks is not None:
+        console.print(Padding(Text(f"Ranks and GPUs cannot be told: {story.no_ranks}", "yellow"), (0, 0, 0, 2)))
+        console.print()
+        return
+    columns = ["rank", "visible as", "physical"]
+    if story.several_nodes:
+        columns.insert(1, "node")
+    details = any(row.name for row in story.ranks)
+    table = _table(*columns, *(("model", "UUID") if details else ()))
+    for row in story.ranks:
+        cells = [Text(row.rank), Text(row.visible), Text(row.physical, "bold")]
+        if story.several_nodes:
+            cells.insert(1, Text(row.node))
+        if details:
+            cells += [Text(row.name), Text(row.uuid, "dim")]
+        table.add_row(*cells)
+    console.print(Padding(table, (0, 0, 0, 2)))
+    if why is not None:
+        console.print(Padding(Text(f"physical GPUs unknown: {why}", "dim"), (0, 0, 0, 3)))
+    console.print()
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print_basis(console: Console, report: Report) -> None:
+    lines = basis(report.case)
+    text = Text("Reasoned from  ", "dim")
+    text.append("; ".join(lines), "dim")
+    console.print(text)
+    console.print()
+
+
+def _print_families(console: Console, rows: Iterable[FamilyRow]) -> None:
+    table = _table("family", "state", "checks")
+    for row in rows:
+        if row.crashed:
+            state = Text("incomplete", "red")
+        elif row.worst is not None:
+            state = Text(f"{_SIGNS[row.worst]} {row.worst.value}", _COLOURS[row.worst])
+        elif row.ok:
+            state = Text("✓ ok", "green")
+        else:
+            state = Text("not checked", "dim")
+        counts = ((row.findings, "found"), (row.ok, "ok"), (row.skipped, "skipped"), (row.crashed, "crashed"))
+        table.add_row(row.name, state, Text(", ".join(f"{number} {name}" for number, name in counts if number), "dim"))
+    console.print(table)
+    console.print()
+
+
+def _print_findings(console: Console, report: Report) -> None:
+    for finding in report.findings:
+        console.print(_finding(console, finding))
+        console.print()
+    for line in incomplete_lines(report):
+        console.print(Text(f"✗ {line}", "red"))
+    accepted = f", {len(report.suppressed)} accepted by comments" if report.suppressed else ""
+    colour = _COLOURS[report.findings[0].severity] if report.findings else "green"
+    commands = len(report.case.launches)
+    text = Text(count_line(report.findings), f"bold {colour}")
+    text.append(f"{accepted} in {commands} launch command{'s' * (commands != 1)}", "dim")
+    console.print(text)
+
+
+def _finding(console: Console, finding: Finding) -> Group:
+    colour = _COLOURS[finding.severity]
+    head = Text()
+    head.append(f"{_SIGNS[finding.severity]} {finding.severity.value}", f"bold {colour}")
+    head.append(f" {finding.code} {finding.slug}", "bold")
+    head.append(f"  {family(finding.code)}", "dim")
+    parts: list[RenderableType] = [head, Text(f"  {place(finding)}", "dim", overflow="fold")]
+    if finding.location is not None:
+        parts += _excerpt(console, finding.location, colour)
+    parts.append(Padding(Text(shown(finding.message).strip()), (0, 0, 0, 2)))
+    parts += [_labelled("seen", _evidence(item)) for item in finding.evidence]
+    parts += [_labelled("see", _evidence(item)) for item in finding.related]
+    if finding.fix is not None:
+        parts.append(_labelled("fix", _fix(finding.fix), "green"))
+    parts += [_labelled("or", _fix(fix), "green") for fix in finding.alternatives]
+    return Group(*parts)
+
+
+def _excerpt(console: Console, location: Location, colour: str) -> list[RenderableType]:
+    lines = excerpt(location, max(console.width - 10, 20))
+    margin = max(len(str(line.number or "")) for line in lines)
+    out: list[RenderableType] = []
+    for line in lines:
+        number = "" if line.number is None else str(line.number)
+        text = Text(f"  {number:>{margin}} │ ", "dim", no_wrap=True, overflow="crop")
+        text.append(line.text, "not dim")
+        out.append(text)
+        if line.carets:
+            marks = Text(f"  {'':>{margin}} │ ", "dim", no_wrap=True, overflow="crop")
+            marks.append(line.carets, f"not dim bold {colour}")
+            out.append(marks)
+    return out
+
+
+def _labelled(label: str, content: Text, colour: str = "dim") -> RenderableType:
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True, style=colour, width=4)
+    grid.add_column(ratio=1, overflow="fold")
+    grid.add_row(Text(label), content)
+    return Padding(grid, (0, 0, 0, 2))
+
+
+def _evidence(evidence: Evidence) -> Text:
+    text = Text(shown(evidence.text).strip())
+    if evidence.location is not None:
+        text.append(f"  {one_line(str(evidence.location))}", "dim")
+    return text
+
+
+def _fix(fix: Fix) -> Text:
+    text = Text(shown(fix.title).strip())
+    for command in fix.commands:
+        text.append(f"\n$ {one_line(command)}", "bold")
+    return text
+
+
+def _print_skipped(console: Console, report: Report) -> None:
+    groups = skipped_by_reason(report)
+    if not groups:
+        return
+    console.print()
+    console.print(Text("Not checked", "dim bold"))
+    for reason, codes in groups:
+        console.print(Padding(Text(f"{', '.join(codes)}: {reason}", "dim"), (0, 0, 0, 2)))
+
+
+def _print_corrected(console: Console, corrected: str, remaining: tuple[Finding, ...]) -> None:
+    console.print()
+    console.print(_heading("Corrected command"))
+    # Not wrapped and not indented: it is there to be copied.
+    console.print(Text(shown(corrected)), soft_wrap=True)
+    console.print(Text(verdict_on(remaining), "yellow" if remaining else "green"))

@@ -1,0 +1,129 @@
+"""The report as plain lines: no colour, no boxes, no dependence on the terminal's width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from mgpu_doctor.model.finding import Finding, Fix
+from mgpu_doctor.model.report import Report
+from mgpu_doctor.model.source import Location
+from mgpu_doctor.render.clean import one_line, shown
+from mgpu_doctor.render.excerpt import excerpt
+from mgpu_doctor.render.story import Story, basis, tell, why_unknown
+from mgpu_doctor.render.summary import count_line, family_rows, incomplete_lines, place, skipped_by_reason
+
+_WIDTH = 160
+
+
+def explain_lines(report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()) -> Iterator[str]:
+    """What would run, what is wrong with it, and the corrected command."""
+    for launch in report.case.launches:
+        yield from _story_lines(tell(launch, report.case.facts), why_unknown(launch))
+        yield ""
+    if not report.case.launches:
+        yield "no launch command recognised in this text"
+        yield ""
+    yield "reasoned from:"
+    yield from (f"  {line}" for line in basis(report.case))
+    yield ""
+    yield from _finding_blocks(report)
+    if corrected is not None:
+        yield ""
+        yield from _corrected_lines(corrected, tuple(remaining))
+
+
+def check_lines(report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()) -> Iterator[str]:
+    """How each family of checks went, then the findings."""
+    for row in family_rows(report):
+        states = [f"{row.findings} found" if row.findings else "", f"{row.ok} ok" if row.ok else ""]
+        states += [f"{row.skipped} skipped" if row.skipped else "", f"{row.crashed} crashed" if row.crashed else ""]
+        yield f"{row.name}: " + ", ".join(filter(None, states))
+    yield ""
+    yield from _finding_blocks(report)
+    skipped = skipped_by_reason(report)
+    if skipped:
+        yield ""
+        yield "not checked:"
+        yield from (f"  {reason} ({', '.join(codes)})" for reason, codes in skipped)
+    if corrected is not None:
+        yield ""
+        yield from _corrected_lines(corrected, tuple(remaining))
+
+
+def lint_lines(report: Report) -> Iterator[str]:
+    """The findings by place, then a summary."""
+    yield from _finding_blocks(report)
+
+
+def command_lines(report: Report) -> Iterator[str]:
+    """The commands that were recognised, one line each."""
+    for launch in report.case.launches:
+        story = tell(launch, report.case.facts)
+        processes = next(fact.value for fact in story.facts if fact.label == "processes")
+        yield f"{story.place}: " + " > ".join(step.name for step in story.steps) + f" (processes: {processes})"
+
+
+def _story_lines(story: Story, why: str | None) -> Iterator[str]:
+    yield f"{story.place}:"
+    for depth, step in enumerate(story.steps):
+        yield f"  {'  ' * depth}{step.name} [{step.role}] {step.does}"
+    for fact in story.facts:
+        yield f"  {fact.label}: {fact.value}" + (f" ({fact.origin})" if fact.origin else "")
+    if story.no_ranks is not None:
+        yield f"  ranks: unknown: {story.no_ranks}"
+    for row in story.ranks:
+        node = f"node {row.node} " if story.several_nodes and row.node else ""
+        device = " ".join(part for part in (row.physical, row.name, row.uuid) if part)
+        yield f"  rank {row.rank}: {node}{row.visible}" + (f" = {device}" if device else "")
+    if why is not None:
+        yield f"  physical GPUs unknown: {why}"
+    for note in story.notes:
+        yield f"  note: {note}"
+
+
+def _finding_blocks(report: Report) -> Iterator[str]:
+    for finding in report.findings:
+        yield f"{place(finding)}: {finding.severity.value} {finding.code} {finding.slug}: {one_line(finding.message)}"
+        if finding.location is not None:
+            yield from _excerpt_lines(finding.location)
+        for item in finding.evidence:
+            yield f"    seen: {_evidence_text(item.text, item.location)}"
+        for item in finding.related:
+            yield f"    see: {_evidence_text(item.text, item.location)}"
+        if finding.fix is not None:
+            yield from _fix_lines("fix", finding.fix)
+        for fix in finding.alternatives:
+            yield from _fix_lines("or", fix)
+    yield from (f"mgpu-doctor: {line}" for line in incomplete_lines(report))
+    accepted = f", {len(report.suppressed)} accepted by comments" if report.suppressed else ""
+    yield count_line(report.findings) + accepted
+
+
+def _excerpt_lines(location: Location) -> Iterator[str]:
+    for line in excerpt(location, _WIDTH):
+        yield f"    {line.text}"
+        if line.carets:
+            yield f"    {line.carets}"
+
+
+def _evidence_text(text: str, location: Location | None) -> str:
+    return one_line(text) + (f" ({one_line(str(location))})" if location is not None else "")
+
+
+def _fix_lines(label: str, fix: Fix) -> Iterator[str]:
+    yield f"    {label}: {one_line(fix.title)}"
+    yield from (f"      $ {one_line(command)}" for command in fix.commands)
+
+
+def _corrected_lines(corrected: str, remaining: tuple[Finding, ...]) -> Iterator[str]:
+    yield "corrected command:"
+    yield shown(corrected)
+    yield verdict_on(remaining)
+
+
+def verdict_on(remaining: tuple[Finding, ...]) -> str:
+    """What a second look at the corrected command says."""
+    if not remaining:
+        return "checked again: nothing left"
+    names = ", ".join(dict.fromkeys(f"{finding.code} {finding.slug}" for finding in remaining))
+    return f"checked again: {count_line(remaining)} left for you to decide: {names}"

@@ -1,0 +1,98 @@
+"""Counts and headings that every format shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from mgpu_doctor.model.finding import Finding, OutcomeKind, Severity
+from mgpu_doctor.model.report import Report
+from mgpu_doctor.render.clean import one_line
+
+FAMILIES = {
+    "1": "launch",
+    "2": "devices",
+    "3": "rendezvous",
+    "4": "files and hub",
+    "5": "stack",
+    "6": "engine",
+    "7": "host",
+    "8": "shell",
+    "9": "verdict",
+}
+"""Built-in families by the first digit of their codes."""
+
+
+class FamilyRow(NamedTuple):
+    """How the checks of one family went; the four states add up to the number of checks."""
+
+    name: str
+    ok: int
+    findings: int
+    skipped: int
+    crashed: int
+    worst: Severity | None
+
+
+def family(code: str) -> str:
+    """The family that a code belongs to; a third party's family is its letters."""
+    digits = code.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    letters = code[: len(code) - len(digits)]
+    return FAMILIES.get(digits[:1], letters) if letters == "MGD" else letters
+
+
+def family_rows(report: Report) -> tuple[FamilyRow, ...]:
+    """One row for each family, in the order of codes."""
+    groups: dict[str, list[OutcomeKind]] = {}
+    for outcome in report.outcomes:
+        groups.setdefault(family(outcome.code), []).append(outcome.kind)
+    rows = []
+    for name, kinds in groups.items():
+        found = [finding.severity for finding in report.findings if family(finding.code) == name]
+        ok, findings, skipped, crashed = (kinds.count(kind) for kind in OutcomeKind)
+        worst = min(found, key=lambda severity: severity.rank, default=None)
+        rows.append(FamilyRow(name, ok, findings, skipped, crashed, worst))
+    return tuple(rows)
+
+
+def count_line(findings: Iterable[Finding]) -> str:
+    """``2 errors, 1 warning``; ``nothing found`` when there is none."""
+    severities = [finding.severity for finding in findings]
+    parts = []
+    for severity, one, many in (
+        (Severity.ERROR, "error", "errors"),
+        (Severity.WARNING, "warning", "warnings"),
+        (Severity.ADVICE, "piece of advice", "pieces of advice"),
+    ):
+        number = severities.count(severity)
+        if number:
+            parts.append(f"{number} {one if number == 1 else many}")
+    return ", ".join(parts) or "nothing found"
+
+
+def incomplete_lines(report: Report) -> tuple[str, ...]:
+    """What kept the examination from being whole: crashed checks, plugins and files that cannot be used."""
+    lines = [
+        f"{outcome.code} {outcome.slug} of {outcome.distribution} crashed: {outcome.reason}"
+        for outcome in report.outcomes_of(OutcomeKind.CRASHED)
+    ]
+    for problem in report.problems:
+        if problem.kind in ("input", "settings") and problem.message.startswith(problem.subject):
+            lines.append(problem.message)
+        else:
+            lines.append(f"{problem.subject}: {problem.message}")
+    lines += [f"{name}: not read: no kind of text that can hold launch commands" for name in report.unread]
+    return tuple(one_line(line) for line in lines)
+
+
+def skipped_by_reason(report: Report) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Reasons for skipping with the codes they hold for, the commonest reason first."""
+    groups: dict[str, list[str]] = {}
+    for outcome in report.outcomes_of(OutcomeKind.SKIPPED):
+        groups.setdefault(one_line(outcome.reason or "no reason given"), []).append(outcome.code)
+    return tuple((reason, tuple(codes)) for reason, codes in sorted(groups.items(), key=lambda item: -len(item[1])))
+
+
+def place(finding: Finding) -> str:
+    """``path:line:column``, or what the finding is about when it stands in no text."""
+    return one_line(str(finding.location) if finding.location is not None else finding.subject or "this machine")
