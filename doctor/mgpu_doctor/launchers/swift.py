@@ -1,0 +1,76 @@
+"""Console commands that are launches of their own: ms-swift, its ``megatron``, torchtune, trl.
+
+``swift SUBCOMMAND`` starts its script in one process, or through ``python -m torch.distributed.run`` when
+NPROC_PER_NODE or NNODES is set and the sub-command is one that may (ms-swift 2.6.1 and 3.9.0,
+swift/cli/main.py cli_main(); ``megatron``: swift/cli/_megatron/main.py, ms-swift 3.9.0). ``tune run`` takes
+torchrun's own options in front of the recipe and stands alone unless it is given a rendezvous
+endpoint (torchtune 0.6.1, _cli/run.py). ``trl sft|dpo|kto|grpo`` starts ``accelerate launch`` (trl 0.12.0
+commands/cli.py train(), 0.19.0 cli.py main()).
+"""
+
+from __future__ import annotations
+
+from mgpu_doctor.launchers.chain import Context, Peeled, Plan
+from mgpu_doctor.launchers.llamafactory import SUBCOMMAND, lookup, release_at_least, subcommand, torchrun_options
+from mgpu_doctor.model.command import Word
+from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.launch import Layer, Option
+
+LAUNCHERS = {"swift": "ms-swift", "megatron": "ms-swift"}
+"""Console commands by the distribution that owns them."""
+
+SUBCOMMANDS = {
+    "swift": frozenset(
+        {
+            "app", "app-ui", "deploy", "dpo", "eval", "export", "infer", "merge-lora", "orpo", "pt",
+            "rlhf", "rollout", "sample", "sft", "simpo", "web-ui",
+        }
+    ),
+    "megatron": frozenset({"pt", "sft", "rlhf", "export"}),
+}  # fmt: skip
+"""Every sub-command of the releases named above."""
+
+_VARIABLES = ("NPROC_PER_NODE", "MASTER_PORT", "NNODES", "NODE_RANK", "MASTER_ADDR")
+_DISTRIBUTED_2 = frozenset({"pt", "sft", "dpo", "orpo", "simpo", "rlhf"})
+_DISTRIBUTED_3 = frozenset({"pt", "sft", "rlhf", "infer"})
+
+
+def peel(words: tuple[Word, ...], form: str, context: Context) -> Peeled | None:
+    """Recognise ``swift SUBCOMMAND`` and ``megatron SUBCOMMAND``; ``rest`` starts with the sub-command.
+
+    ``swift`` is also Apple's compiler driver: only ms-swift's sub-commands, or a word that is not known, count.
+    """
+    if form != "command" or len(words) < 2 or words[0].value is None:
+        return None
+    name = words[0].value.rsplit("/", 1)[-1]
+    if name not in LAUNCHERS:
+        return None
+    given = words[1].value
+    if given is not None and given.replace("_", "-") not in SUBCOMMANDS[name]:
+        return None
+    option = Option(SUBCOMMAND, words[1].shown, (words[1],), words[1].span, given)
+    layer = Layer(name, words[:1], (), (option,), context.knowledge.release(LAUNCHERS[name]))
+    return Peeled(layer, words[1:], "command")
+
+
+def implied(layer: Layer, before: Plan, context: Context) -> Layer | Unknown | None:
+    """The torchrun that the command starts by itself, None when it starts none."""
+    given = subcommand(layer)
+    if given is None:
+        return Unknown("the sub-command is not known")
+    version = layer.release.version if layer.release is not None else None
+    newer = release_at_least(version, 3)
+    if given.replace("_", "-") not in (_DISTRIBUTED_3 if newer else _DISTRIBUTED_2):
+        return None
+    found = {name: variable.value for name in _VARIABLES if (variable := lookup(name, before, context)) is not None}
+    if "NPROC_PER_NODE" not in found and "NNODES" not in found:
+        return None
+    settings = {name.lower(): word for name, word in found.items() if word is not None}
+    options = torchrun_options(settings, layer.command_words[0].span)
+    name = "torch.distributed.run"
+    return Layer(name, layer.command_words, (), options, context.knowledge.release("torch"), implied=True)
+
+
+def plan(layer: Layer, before: Plan, context: Context) -> Plan:  # noqa: ARG001 - a launcher's signature
+    """The command's own process; an implied torchrun layer that follows does the rest."""
+    return before
