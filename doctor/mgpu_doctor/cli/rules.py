@@ -1,0 +1,89 @@
+"""``mgpu-doctor rules``, and a rule's page for ``explain RULE``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mgpu_doctor.cli.options import Shared
+from mgpu_doctor.cli.output import chosen_format, emit, emit_lines, emit_rich
+
+if TYPE_CHECKING:
+    from mgpu_doctor.model.rule import Check
+
+
+@click.command()
+@click.option("--format", "format_", type=click.Choice(("rich", "plain", "json")))
+@click.option("--no-color", is_flag=True, help="No colour (as NO_COLOR does).")
+def rules(format_: str | None, no_color: bool) -> int:
+    """List the rules, those of installed plugins included."""
+    from mgpu_doctor.registry import load_checks
+    from mgpu_doctor.render.clean import one_line
+
+    registry = load_checks()
+    chosen = chosen_format(format_)
+    if chosen == "json":
+        from mgpu_doctor.render.json import SCHEMA_VERSION, dump, rule_document
+
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "rules": [rule_document(check.rule, check.distribution) for check in registry.checks],
+            "problems": [{"subject": p.subject, "message": p.message} for p in registry.problems],
+        }
+        emit(dump(document))
+    elif chosen == "plain":
+        emit_lines(_line(check) for check in registry.checks)
+    else:
+        from mgpu_doctor.render.console import print_rules
+
+        emit_rich(lambda console: print_rules(console, registry.checks), colour=not no_color)
+    for problem in registry.problems:
+        click.echo(f"mgpu-doctor: {one_line(problem.subject)}: {one_line(problem.message)}", err=True)
+    return 3 if registry.problems else 0
+
+
+def _line(check: Check) -> str:
+    from mgpu_doctor.render.clean import one_line
+
+    rule = check.rule
+    return one_line(f"{rule.code} {rule.slug} {rule.severity.value}: {rule.summary}")
+
+
+def explain_rule(name: str, shared: Shared) -> bool:
+    """Show a rule's page; False when the name is no rule's and may be a command.
+
+    Raises:
+        UsageError: the name has the form of a code that no rule has.
+    """
+    from mgpu_doctor.cli.session import suggestion
+    from mgpu_doctor.errors import UsageError
+    from mgpu_doctor.registry import load_checks
+
+    registry = load_checks()
+    check = registry.find(name)
+    if check is None:
+        if name.strip()[-3:].isdigit():
+            raise UsageError(f"no rule is called {name.strip()!r}", hint=suggestion(registry, name.strip()))
+        return False
+    _show_page(check, shared)
+    return True
+
+
+def _show_page(check: Check, shared: Shared) -> None:
+    chosen = chosen_format(shared.format)
+    if chosen == "json":
+        from mgpu_doctor.render.json import SCHEMA_VERSION, dump, rule_document
+
+        emit(dump({"schema_version": SCHEMA_VERSION, "rule": rule_document(check.rule, check.distribution)}))
+        return
+    from mgpu_doctor.render.clean import clean
+    from mgpu_doctor.rule_page import rule_page
+
+    text = clean(rule_page(check.rule, check.distribution))
+    if chosen == "rich":
+        from rich.markdown import Markdown
+
+        emit_rich(lambda console: console.print(Markdown(text, hyperlinks=False)), colour=shared.colour)
+    else:
+        emit(text)
