@@ -12,13 +12,17 @@ import pytest
 TRACER = """
 import sys, json
 events = []
-WATCHED = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.spawn", "pty.spawn",
-           "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request", "os.remove",
-           "os.rename", "os.mkdir", "shutil.rmtree")
+WATCHED = (
+    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.spawn", "pty.spawn",
+    "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request",
+    "os.remove", "os.rename", "os.mkdir", "shutil.rmtree",
+)
+def writes(args):
+    return isinstance(args[1], str) and set(args[1]) & set("wax+") and not str(args[0]).endswith(".pyc")
 def hook(event, args):
     if event in WATCHED:
         events.append([event, repr(args)[:200]])
-    elif event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+") and not str(args[0]).endswith(".pyc"):
+    elif event == "open" and writes(args):
         events.append([event, repr(args)[:200]])
 from mgpu_doctor.cli import main
 sys.dont_write_bytecode = True
