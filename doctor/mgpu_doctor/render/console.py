@@ -31,6 +31,9 @@ from mgpu_doctor.render.summary import (
 
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.ADVICE: "cyan"}
 _ROLES = {"launches": "green", "courier": "dim", "computes": "bold magenta"}
+_WIDE = 64
+"""Terminal columns from which GPU models and UUIDs have room."""
+
 _SIGNS = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.ADVICE: "i"}
 
 
@@ -121,7 +124,8 @@ def _layers(story: Story) -> RenderableType:
 
 
 def _layer_line(name: str, role: str, does: str) -> Text:
-    text = Text(name, _ROLES[role] if role != "courier" else "")
+    text = Text()
+    text.append(name, _ROLES[role] if role != "courier" else "")
     text.append(f"  {role}", "dim italic")
     text.append(f"  {does}")
     return text
@@ -135,7 +139,7 @@ def _print_ranks(console: Console, story: Story, why: str | None) -> None:
     columns = ["rank", "visible as", "physical"]
     if story.several_nodes:
         columns.insert(1, "node")
-    details = any(row.name for row in story.ranks)
+    details = console.width >= _WIDE and any(row.name for row in story.ranks)
     table = _table(*columns, *(("model", "UUID") if details else ()))
     for row in story.ranks:
         cells = [Text(row.rank), Text(row.visible), Text(row.physical, "bold")]
@@ -191,7 +195,8 @@ def _print_findings(console: Console, report: Report) -> None:
     accepted = f", {len(report.suppressed)} accepted by comments" if report.suppressed else ""
     colour = _COLOURS[report.findings[0].severity] if report.findings else "green"
     commands = len(report.case.launches)
-    text = Text(count_line(report.findings), f"bold {colour}")
+    text = Text()
+    text.append(count_line(report.findings), f"bold {colour}")
     text.append(f"{accepted} in {commands} launch command{'s' * (commands != 1)}", "dim")
     console.print(text)
 
@@ -267,4 +272,4 @@ def _print_corrected(console: Console, corrected: str, remaining: tuple[Finding,
     console.print(_heading("Corrected command"))
     # Not wrapped and not indented: it is there to be copied.
     console.print(Text(shown(corrected)), soft_wrap=True)
-    console.print(Text(verdict_on(remaining), "yellow" if remaining else "green"))
+    console.print(Text(verdict_on(corrected, remaining), "yellow" if remaining else "green"))

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
+# JSON leaves these alone, a terminal does not: C1 controls, and those that turn the writing direction.
+_ESCAPED = {
+    code: f"\\u{code:04x}"
+    for code in (*range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+
 _COUNT_OPTIONS = ("nproc_per_node", "num_processes", "num_gpus", "ntasks", "np", "n")
 _PORT_OPTIONS = ("main_process_port", "master_port")
 _COUNT_VARIABLES = ("NPROC_PER_NODE", "PET_NPROC_PER_NODE")
@@ -27,7 +33,9 @@ _COUNT_VARIABLES = ("NPROC_PER_NODE", "PET_NPROC_PER_NODE")
 
 def dump(document: Mapping[str, Any]) -> str:
     """A document as text, ending in a newline."""
-    return json.dumps(document, ensure_ascii=False, indent=2, default=str).encode("utf-8", "replace").decode() + "\n"
+    text = json.dumps(document, ensure_ascii=False, indent=2, default=str).translate(_ESCAPED)
+    # A lone surrogate has no UTF-8 form.
+    return text.encode("utf-8", "replace").decode() + "\n"
 
 
 def report_document(

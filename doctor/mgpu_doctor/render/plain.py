@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from mgpu_doctor.model.finding import Finding, Fix
 from mgpu_doctor.model.report import Report
 from mgpu_doctor.model.source import Location
-from mgpu_doctor.render.clean import one_line, shown
+from mgpu_doctor.render.clean import mask, one_line, shown
 from mgpu_doctor.render.excerpt import excerpt
 from mgpu_doctor.render.story import Story, basis, tell, why_unknown
 from mgpu_doctor.render.summary import count_line, family_rows, incomplete_lines, place, skipped_by_reason
@@ -118,12 +118,13 @@ def _fix_lines(label: str, fix: Fix) -> Iterator[str]:
 def _corrected_lines(corrected: str, remaining: tuple[Finding, ...]) -> Iterator[str]:
     yield "corrected command:"
     yield shown(corrected)
-    yield verdict_on(remaining)
+    yield verdict_on(corrected, remaining)
 
 
-def verdict_on(remaining: tuple[Finding, ...]) -> str:
+def verdict_on(corrected: str, remaining: tuple[Finding, ...]) -> str:
     """What a second look at the corrected command says."""
+    masked = "; put your own secret back in place of the asterisks" if mask(corrected) != corrected else ""
     if not remaining:
-        return "checked again: nothing left"
+        return f"checked again: nothing left{masked}"
     names = ", ".join(dict.fromkeys(f"{finding.code} {finding.slug}" for finding in remaining))
-    return f"checked again: {count_line(remaining)} left for you to decide: {names}"
+    return f"checked again: {count_line(remaining)} left for you to decide: {names}{masked}"
