@@ -22,6 +22,7 @@ from mgpu_doctor.model.launch import (
     OptionSpec,
     ParseProblem,
     RankPlacement,
+    Release,
     Target,
     VisibleDevices,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "Program",
     "RankPlacement",
     "Reference",
+    "Release",
     "Rule",
     "Script",
     "Seen",
