@@ -1,0 +1,205 @@
+"""The shipped tables: what launchers and frameworks declare, release by release.
+
+Each package has one JSON file under ``data/``, made by ``tools/generate_knowledge.py`` from the
+packages themselves and loaded when it is first asked for. A record that several releases
+share is kept once, with the releases as runs of indices (``0-3,5``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from mgpu_doctor.knowledge.reader import COMPUTED
+from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.launch import OptionSpec
+
+DATA = Path(__file__).parent / "data"
+
+
+class Chosen(NamedTuple):
+    """The tabled release that stands for an asked one; ``exact`` is False when it is only the nearest."""
+
+    version: str
+    place: int
+    exact: bool
+
+
+def version_key(version: str) -> tuple[tuple[int, int], ...]:
+    """A sort key for release numbers: ``1.10.0`` after ``1.9.1``, ``2.0.0rc1`` and ``2.0.0.dev1`` before ``2.0.0``.
+
+    Local parts (``+cu121``) are ignored. Text that is no number sorts first.
+    """
+    out: list[tuple[int, int]] = []
+    for part in version.strip().lstrip("v").split("+")[0].split("."):
+        digits = 0
+        while digits < len(part) and part[digits].isdigit():
+            digits += 1
+        if digits:
+            out.append((1, int(part[:digits])))
+        if digits < len(part) and not part.startswith("post"):
+            out.append((0, 0))
+            break
+    while out and out[-1] == (1, 0):
+        out.pop()
+    return (*out, (0, 1))
+
+
+def _minor(version: str) -> list[str]:
+    return (version.split("+", maxsplit=1)[0].split(".") + ["0"])[:2]
+
+
+@lru_cache(maxsize=32)
+def load(package: str) -> Mapping[str, object]:
+    """The data of a package; empty when none is shipped."""
+    path = DATA / f"{package}.json"
+    if not path.is_file():
+        return {}
+    loaded: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def releases(package: str) -> tuple[str, ...]:
+    """The tabled releases of a package, oldest first."""
+    return tuple(_texts(load(package).get("releases")))
+
+
+def choose(package: str, version: str) -> Chosen | None:
+    """The tabled release nearest to a version: of the same minor release, else the newest older one, else the oldest.
+
+    None when no release of the package is tabled.
+    """
+    known = releases(package)
+    if not known:
+        return None
+    wanted = version_key(version)
+    index = 0
+    for at, candidate in enumerate(known):
+        if version_key(candidate) <= wanted or _minor(candidate) == _minor(version):
+            index = at
+    return Chosen(known[index], index, version_key(known[index]) == wanted)
+
+
+def options(package: str, table: str, index: int) -> tuple[OptionSpec, ...] | None:
+    """The options of a table in the release with this index; None when that release has no such table."""
+    found = _table(package, table, index)
+    return None if found is None else tuple(decode(record) for record in found)
+
+
+def values(package: str, table: str, index: int) -> tuple[str, ...] | None:
+    """The texts of a table in the release with this index; None when that release has no such table."""
+    found = _table(package, table, index)
+    return None if found is None else tuple(str(value) for value in found)
+
+
+def _table(package: str, table: str, index: int) -> list[object] | None:
+    tables = load(package).get("tables")
+    records = tables.get(table) if isinstance(tables, dict) else None
+    if not isinstance(records, list):
+        return None
+    found = [record for runs, record in records if contains(runs, index)]
+    return found or None
+
+
+def provenance(package: str, version: str) -> Mapping[str, str]:
+    """The files that a release's tables were made from, with their SHA-256 digests."""
+    found = load(package).get("provenance")
+    files = found.get(version) if isinstance(found, dict) else None
+    return files if isinstance(files, dict) else {}
+
+
+def decode(record: object) -> OptionSpec:
+    """The option that a record stands for."""
+    if not isinstance(record, dict):
+        raise TypeError(record)
+    dest = str(record["dest"])
+    flags = record.get("flags")
+    choices = record.get("choices")
+    return OptionSpec(
+        dest=dest,
+        flags=(f"--{dest}",) if flags is None else tuple(flags),
+        action=record.get("action", "store"),
+        nargs=record.get("nargs"),
+        type=record.get("type"),
+        choices=None if choices is None else tuple(choices),
+        default=_value(record.get("default")),
+        required=record.get("required", False),
+        const=_value(record.get("const")),
+    )
+
+
+def encode(spec: OptionSpec) -> dict[str, object]:
+    """The record of an option, without what :func:`decode` fills in."""
+    record: dict[str, object] = {"dest": spec.dest}
+    if spec.flags != (f"--{spec.dest}",):
+        record["flags"] = list(spec.flags)
+    if spec.action != "store":
+        record["action"] = spec.action
+    if spec.nargs is not None:
+        record["nargs"] = spec.nargs
+    if spec.type is not None:
+        record["type"] = spec.type
+    if spec.choices is not None:
+        record["choices"] = [_coded(choice) for choice in spec.choices]
+    if spec.default is not None:
+        record["default"] = _coded(spec.default)
+    if spec.required:
+        record["required"] = True
+    if spec.const is not None:
+        record["const"] = _coded(spec.const)
+    return record
+
+
+def _value(coded: object) -> object:
+    if coded == {"computed": True}:
+        return COMPUTED
+    return coded
+
+
+def _coded(value: object) -> object:
+    return {"computed": True} if isinstance(value, Unknown) else value
+
+
+def contains(runs: str, index: int) -> bool:
+    """Whether a run list such as ``0-3,5`` holds an index."""
+    for run in runs.split(","):
+        first, _, last = run.partition("-")
+        if int(first) <= index <= int(last or first):
+            return True
+    return False
+
+
+def runs(indices: Iterable[int]) -> str:
+    """The run list of some indices: the reverse of :func:`contains`."""
+    out: list[list[int]] = []
+    for index in sorted(indices):
+        if out and out[-1][1] == index - 1:
+            out[-1][1] = index
+        else:
+            out.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in out)
+
+
+def merge(per_release: Sequence[Sequence[object]]) -> list[list[object]]:
+    """One list of ``[runs, record]`` for the lists of several releases, each release's order kept."""
+    order: list[str] = []
+    where: dict[str, list[int]] = {}
+    for index in range(len(per_release) - 1, -1, -1):
+        at = 0
+        for record in per_release[index]:
+            key = json.dumps(record, ensure_ascii=False)
+            if key in where:
+                where[key].append(index)
+                at = max(at, order.index(key) + 1)
+            else:
+                order.insert(at, key)
+                where[key] = [index]
+                at += 1
+    return [[runs(where[key]), json.loads(key)] for key in order]
+
+
+def _texts(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
