@@ -8,6 +8,6 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program and leave with its exit code."""
-    from mgpu_doctor.cli.program import run
+    from mgpu_doctor.cli.edge import run
 
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))

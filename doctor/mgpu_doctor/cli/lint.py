@@ -5,43 +5,25 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
-import click
-
-from mgpu_doctor.cli.options import Shared, shared_options
+from mgpu_doctor.cli.verb import SHARED, Given, Option, Verb
 
 _NOT_ENTERED = frozenset({"node_modules", "__pycache__", "site-packages", "venv", "build", "dist"})
 
 
-@click.command(options_metavar="[OPTIONS]")
-@click.argument("paths", nargs=-1, metavar="[PATH]...")
-@click.option("--stdin-filename", metavar="NAME", default="<stdin>", help="What standard input (-) is called.")
-@shared_options
-def lint(paths: tuple[str, ...], stdin_filename: str, shared: Shared) -> int:
-    """Find faulty launch commands in shell scripts and Markdown documents.
+def run(given: Given) -> int:
+    """Lint files, the files in directories, or standard input."""
+    from mgpu_doctor.cli.session import conclude
 
-    Directories are searched for files of these kinds; hidden ones are passed over.
-    Only the text is judged, not this machine, unless --facts says otherwise.
+    named = tuple(path for path in given.words if path != "-")
+    files = tuple(dict.fromkeys(expanded(named if given.words else ["."])))
+    if "-" not in given.words:
+        return conclude("lint", given, files=files)
+    from mgpu_doctor.read.text import kind_of
 
-    \b
-    mgpu-doctor lint
-    mgpu-doctor lint scripts/train.sh README.md
-    mgpu-doctor lint --format json --show-commands docs/
-    cat run.sh | mgpu-doctor lint -
-    """  # noqa: D301
-    from mgpu_doctor.cli.session import conclude, requested
-
-    request = requested(shared, "lint")
-    named = tuple(path for path in paths if path != "-")
-    if "-" in paths:
-        from mgpu_doctor.read.text import kind_of
-
-        text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-        kind = kind_of(stdin_filename) or "shell"
-        request = replace(request, text=text, text_name=stdin_filename, text_kind=kind)
-    files = tuple(dict.fromkeys(expanded(named if paths else ["."])))
-    return conclude(replace(request, files=files), shared)
+    name = given.text("stdin_filename") or "<stdin>"
+    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+    return conclude("lint", given, files=files, text=text, text_name=name, text_kind=kind_of(name) or "shell")
 
 
 def expanded(paths: Iterable[str]) -> Iterator[str]:
@@ -69,3 +51,19 @@ def _is_entered(top: str, name: str) -> bool:
         return False
     # A virtual environment under any name.
     return name not in _NOT_ENTERED and not os.path.exists(os.path.join(top, name, "pyvenv.cfg"))
+
+
+VERB = Verb(
+    "lint",
+    "Find faulty launch commands in shell scripts and Markdown documents. Directories are searched for such "
+    "files, hidden ones passed over. Only the text is judged, not this machine, unless --facts names one.",
+    "[PATH]...",
+    (Option("--stdin-filename", "What standard input (-) is called; its ending says how it is read.", "NAME"), *SHARED),
+    run,
+    (
+        "mgpu-doctor lint",
+        "mgpu-doctor lint scripts/train.sh README.md",
+        "mgpu-doctor lint --format json --show-commands docs/",
+        "cat run.sh | mgpu-doctor lint -",
+    ),
+)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-import click
-
+from mgpu_doctor.cli.verb import Given, Option, Verb
 from mgpu_doctor.errors import UsageError
 
 _TEMPLATE = '''\
@@ -57,19 +56,12 @@ def test_examples_of_{name}() -> None:
 '''
 
 
-@click.command("new-check")
-@click.argument("slug")
-@click.option("--code", required=True, help="Letters and three digits; MGD is for the built-in rules.")
-@click.option("--title", help="The cause in a few words. Default: made from the slug.")
-@click.option("--severity", type=click.Choice(("error", "warning", "advice")), default="warning", show_default=True)
-@click.option("--into", metavar="DIR", default=".", show_default=True, help="The package folder that gets the file.")
-@click.option("--tests", metavar="DIR", help="Also write a test here that runs the rule's examples.")
-def new_check(slug: str, code: str, title: str | None, severity: str, into: str, tests: str | None) -> int:
-    """Write the skeleton of a new check: one file, with its rule, its examples and its function.
-
-    \b
-    mgpu-doctor new-check my-cause --code ABC101 --into src/my_checks --tests tests
-    """  # noqa: D301
+def run(given: Given) -> int:
+    """Write the file, and the test when it is wanted."""
+    slug, code = given.words[0], given.text("code") or ""
+    into, tests = given.text("into") or ".", given.text("tests")
+    severity = given.text("severity") or "warning"
+    title = given.text("title")
     if re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug) is None or slug[0].isdigit():
         raise UsageError(f"slug {slug!r} is not lower-case words joined by hyphens", hint="for instance: port-in-use")
     if re.fullmatch(r"[A-Z]{2,6}[0-9]{3}", code) is None:
@@ -84,7 +76,7 @@ def new_check(slug: str, code: str, title: str | None, severity: str, into: str,
     if tests is not None:
         test = os.path.join(tests, f"test_{name}.py")
         _write(test, _TEST.format(code=code, name=name, module=_module_of(into, name)))
-    click.echo("next: fill in the examples, run them, and list the check where the entry point says (CHECKS)")
+    print("next: fill in the examples, run them, and list the check where the entry point says (CHECKS)")
     return 0
 
 
@@ -116,4 +108,22 @@ def _write(path: str, text: str) -> None:
         raise UsageError(f"{path} exists and is left alone") from error
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
-    click.echo(f"wrote {path}")
+    print(f"wrote {path}")
+
+
+VERB = Verb(
+    "new-check",
+    "Write the skeleton of a new check: one file, with its rule, its examples and its function.",
+    "SLUG",
+    (
+        Option("--code", "Letters and three digits; MGD is for the built-in rules.", "CODE", required=True),
+        Option("--title", "The cause in a few words. Default: made from the slug.", "TEXT"),
+        Option("--severity", "Default: warning.", "LEVEL", ("error", "warning", "advice")),
+        Option("--into", "The package folder that gets the file. Default: here.", "DIR"),
+        Option("--tests", "Also write a test here that runs the rule's examples.", "DIR"),
+    ),
+    run,
+    ("mgpu-doctor new-check my-cause --code ABC101 --into src/my_checks --tests tests",),
+    least_words=1,
+    most_words=1,
+)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
-import click
-
-from mgpu_doctor.cli.options import Shared
 from mgpu_doctor.cli.output import chosen_format, emit, emit_lines, emit_rich
+from mgpu_doctor.cli.verb import NO_COLOR, Given, Option, Verb
 
 if TYPE_CHECKING:
     from mgpu_doctor.model.rule import Check
 
 
-@click.command()
-@click.option("--format", "format_", type=click.Choice(("rich", "plain", "json")))
-@click.option("--no-color", is_flag=True, help="No colour (as NO_COLOR does).")
-def rules(format_: str | None, no_color: bool) -> int:
-    """List the rules, those of installed plugins included."""
+def run(given: Given) -> int:
+    """List the rules; 3 when a plugin cannot be used."""
     from mgpu_doctor.registry import load_checks
     from mgpu_doctor.render.clean import one_line
 
     registry = load_checks()
-    chosen = chosen_format(format_)
+    chosen = chosen_format(given.text("format"))
     if chosen == "json":
         from mgpu_doctor.render.json import SCHEMA_VERSION, dump, rule_document
 
@@ -37,9 +33,9 @@ def rules(format_: str | None, no_color: bool) -> int:
     else:
         from mgpu_doctor.render.console import print_rules
 
-        emit_rich(lambda console: print_rules(console, registry.checks), colour=not no_color)
+        emit_rich(lambda console: print_rules(console, registry.checks), colour=not given.switch("no_color"))
     for problem in registry.problems:
-        click.echo(f"mgpu-doctor: {one_line(problem.subject)}: {one_line(problem.message)}", err=True)
+        print(f"mgpu-doctor: {one_line(problem.subject)}: {one_line(problem.message)}", file=sys.stderr)
     return 3 if registry.problems else 0
 
 
@@ -50,7 +46,7 @@ def _line(check: Check) -> str:
     return one_line(f"{rule.code} {rule.slug} {rule.severity.value}: {rule.summary}")
 
 
-def explain_rule(name: str, shared: Shared) -> bool:
+def explain_rule(name: str, given: Given) -> bool:
     """Show a rule's page; False when the name is no rule's and may be a command.
 
     Raises:
@@ -66,12 +62,12 @@ def explain_rule(name: str, shared: Shared) -> bool:
         if name.strip()[-3:].isdigit():
             raise UsageError(f"no rule is called {name.strip()!r}", hint=suggestion(registry, name.strip()))
         return False
-    _show_page(check, shared)
+    _show_page(check, given)
     return True
 
 
-def _show_page(check: Check, shared: Shared) -> None:
-    chosen = chosen_format(shared.format)
+def _show_page(check: Check, given: Given) -> None:
+    chosen = chosen_format(given.text("format"))
     if chosen == "json":
         from mgpu_doctor.render.json import SCHEMA_VERSION, dump, rule_document
 
@@ -84,6 +80,20 @@ def _show_page(check: Check, shared: Shared) -> None:
     if chosen == "rich":
         from rich.markdown import Markdown
 
-        emit_rich(lambda console: console.print(Markdown(text, hyperlinks=False)), colour=shared.colour)
+        emit_rich(lambda console: console.print(Markdown(text, hyperlinks=False)), colour=not given.switch("no_color"))
     else:
         emit(text)
+
+
+VERB = Verb(
+    "rules",
+    "List the rules, those of installed plugins included.",
+    "",
+    (
+        Option("--format", "Default: rich on a terminal, plain elsewhere.", "FORMAT", ("rich", "plain", "json")),
+        NO_COLOR,
+    ),
+    run,
+    ("mgpu-doctor rules", "mgpu-doctor rules --format json"),
+    most_words=0,
+)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mgpu_doctor.cli.options import Shared
 from mgpu_doctor.cli.output import chosen_format, emit, emit_lines, emit_rich
+from mgpu_doctor.cli.verb import Given
 from mgpu_doctor.diagnose import Request, diagnose
 from mgpu_doctor.errors import UsageError
 from mgpu_doctor.mend import mended
@@ -28,91 +27,100 @@ class Correction(NamedTuple):
     remaining: tuple[Finding, ...]
 
 
-def requested(shared: Shared, mode: str) -> Request:
-    """A request with the shared options filled in."""
-    return Request(mode=mode, facts=shared.facts, select=shared.select, ignore=shared.ignore, fail_on=shared.fail_on)
+def conclude(mode: str, given: Given, **request: Any) -> int:
+    """Diagnose what was given, show the report, and return the exit code.
 
-
-def conclude(request: Request, shared: Shared) -> int:
-    """Diagnose a request, show the report, and return the exit code."""
+    ``request`` are further fields of :class:`~mgpu_doctor.diagnose.Request`.
+    """
     registry = load_checks()
-    _check_names(registry, shared)
-    report = diagnose(request, registry)
-    correction = _correct(request, report, registry)
-    show(report, correction, shared)
+    shared: dict[str, Any] = {
+        "mode": mode,
+        "facts": given.text("facts"),
+        "select": given.names("select"),
+        "ignore": given.names("ignore"),
+        "fail_on": given.text("fail_on"),
+        "python": given.text("python"),
+    }
+    _check_names(registry, shared["select"] + shared["ignore"])
+    report = diagnose(Request(**shared, **request), registry)
+    correction = None
+    if request.get("command") is not None or request.get("argv"):
+        correction = _correct(report, registry, shared)
+    show(report, correction, given)
     return report.exit_code
 
 
-def show(report: Report, correction: Correction | None, shared: Shared) -> None:
+def show(report: Report, correction: Correction | None, given: Given) -> None:
     """Write a report in the format that is wanted."""
     text, remaining = correction or (None, ())
-    match chosen_format(shared.format):
-        case "json":
-            from mgpu_doctor.render.json import dump, report_document
+    commands = given.switch("show_commands") or report.mode == "explain"
+    chosen = chosen_format(given.text("format"))
+    if chosen == "json":
+        from mgpu_doctor.render.json import dump, report_document
 
-            commands = shared.show_commands or report.mode == "explain"
-            emit(dump(report_document(report, commands=commands, corrected=text, remaining=remaining)))
-        case "github":
-            from mgpu_doctor.render.github import github_lines
+        emit(dump(report_document(report, commands=commands, corrected=text, remaining=remaining)))
+    elif chosen == "github":
+        from mgpu_doctor.render.github import github_lines
 
-            emit_lines(github_lines(report))
-        case "plain":
-            _show_plain(report, text, remaining, shared)
-        case _:
-            emit_rich(lambda console: _draw(console, report, text, remaining, shared), colour=shared.colour)
+        emit_lines(github_lines(report))
+    elif chosen == "plain":
+        _show_plain(report, text, remaining, commands=commands)
+    else:
+        colour = not given.switch("no_color")
+        emit_rich(lambda console: _draw(console, report, text, remaining, commands=commands), colour=colour)
 
 
-def _show_plain(report: Report, text: str | None, remaining: tuple[Finding, ...], shared: Shared) -> None:
+def _show_plain(report: Report, text: str | None, remaining: tuple[Finding, ...], *, commands: bool) -> None:
     from mgpu_doctor.render import plain
 
-    if shared.show_commands and report.mode != "explain":
-        emit_lines(plain.command_lines(report))
     if report.mode == "explain":
         emit_lines(plain.explain_lines(report, text, remaining))
-    elif report.mode == "lint":
+        return
+    if commands:
+        emit_lines(plain.command_lines(report))
+    if report.mode == "lint":
         emit_lines(plain.lint_lines(report))
     else:
         emit_lines(plain.check_lines(report, text, remaining))
 
 
-def _draw(console: Console, report: Report, text: str | None, remaining: tuple[Finding, ...], shared: Shared) -> None:
+def _draw(
+    console: Console, report: Report, text: str | None, remaining: tuple[Finding, ...], *, commands: bool
+) -> None:
     from mgpu_doctor.render import console as drawing
 
-    if shared.show_commands and report.mode != "explain":
-        drawing.print_commands(console, report)
     if report.mode == "explain":
         drawing.print_explanation(console, report, text, remaining)
-    elif report.mode == "lint":
+        return
+    if commands:
+        drawing.print_commands(console, report)
+    if report.mode == "lint":
         drawing.print_lint(console, report)
     else:
         drawing.print_check(console, report, text, remaining)
 
 
-def _correct(request: Request, report: Report, registry: Registry) -> Correction | None:
+def _correct(report: Report, registry: Registry, shared: dict[str, Any]) -> Correction | None:
     """The given command with every fix applied that can be, looked at again; None when nothing can be applied."""
-    if request.command is None and not request.argv:
-        return None
     text = mended(report.findings, report.case.sources[0])
     if text is None:
         return None
-    tried = {text}
+    tried = {report.case.sources[0].text}
     for _ in range(_ROUNDS):
-        again = diagnose(replace(request, command=text, argv=()), registry)
+        tried.add(text)
+        again = diagnose(Request(**shared, command=text), registry)
         further = mended(again.findings, again.case.sources[0])
         if further is None or further in tried:
-            break
-        tried.add(further)
+            return Correction(text, again.findings)
         text = further
-    else:
-        again = diagnose(replace(request, command=text, argv=()), registry)
-    return Correction(text, again.findings)
+    return Correction(text, diagnose(Request(**shared, command=text), registry).findings)
 
 
-def _check_names(registry: Registry, shared: Shared) -> None:
+def _check_names(registry: Registry, names: tuple[str, ...]) -> None:
     from mgpu_doctor.suppress import matches
 
     rules = [check.rule for check in registry.checks]
-    for name in shared.select + shared.ignore:
+    for name in names:
         if not any(matches(name, rule.code, rule.slug) for rule in rules):
             raise UsageError(f"no rule is called {name!r}", hint=suggestion(registry, name))
 

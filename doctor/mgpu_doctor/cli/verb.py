@@ -1,0 +1,110 @@
+"""What a verb takes, as data. click makes help and messages from it, the quick reader plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from mgpu_doctor.cli.output import FORMATS
+
+FAIL_ON = ("error", "warning", "advice", "never")
+
+
+class Option(NamedTuple):
+    """An option of a verb.
+
+    ``metavar`` None makes it a switch; ``choices`` are the only values taken; ``many``
+    means that it may be repeated, each time with a list joined by commas.
+    """
+
+    flag: str
+    help: str
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    many: bool = False
+    required: bool = False
+
+    @property
+    def name(self) -> str:
+        """The key of its value in :attr:`Given.options`."""
+        return self.flag.lstrip("-").replace("-", "_")
+
+
+class Given(NamedTuple):
+    """What was given to a verb: its positional words, the command behind ``--``, and the options."""
+
+    words: tuple[str, ...]
+    behind: tuple[str, ...]
+    options: Mapping[str, Any]
+
+    def text(self, name: str) -> str | None:
+        """The value of an option that takes one, None when absent."""
+        value = self.options.get(name)
+        return None if value is None else str(value)
+
+    def switch(self, name: str) -> bool:
+        """Whether a switch was given."""
+        return bool(self.options.get(name))
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """The values of an option that takes lists."""
+        values: tuple[str, ...] = self.options.get(name) or ()
+        return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+class Verb(NamedTuple):
+    """A verb: ``run`` does it and returns the exit code; ``words`` says in the help what stands behind it.
+
+    ``examples`` are command lines for the help. ``dashes`` means that a launch command may stand behind ``--``.
+    """
+
+    name: str
+    help: str
+    words: str
+    options: tuple[Option, ...]
+    run: Callable[[Given], int]
+    examples: tuple[str, ...] = ()
+    dashes: bool = False
+    least_words: int = 0
+    most_words: int | None = None
+
+
+class Place(NamedTuple):
+    """Where a verb's module lies, and its line in the help: known without importing it."""
+
+    module: str
+    help: str
+
+
+VERBS = {
+    "explain": Place("mgpu_doctor.cli.explain", "Say what a launch command would really do, or what a rule means."),
+    "check": Place("mgpu_doctor.cli.check", "Check this machine, and a command or files against it."),
+    "lint": Place("mgpu_doctor.cli.lint", "Find faulty launch commands in scripts and documents."),
+    "rules": Place("mgpu_doctor.cli.rules", "List the rules."),
+    "new-check": Place("mgpu_doctor.cli.new_check", "Write the skeleton of a new check."),
+}
+"""The verbs, the most used first."""
+
+
+def load_verb(name: str) -> Verb:
+    """The verb of that name, its module imported."""
+    from importlib import import_module
+
+    verb = import_module(VERBS[name].module).VERB
+    assert isinstance(verb, Verb)
+    return verb
+
+
+FORMAT = Option("--format", "Default: rich on a terminal, plain elsewhere.", "FORMAT", FORMATS)
+NO_COLOR = Option("--no-color", "No colour (as NO_COLOR does).")
+PYTHON = Option("--python", "The interpreter whose environment counts.", "PATH")
+SHARED = (
+    FORMAT,
+    Option("--select", "Only these rules: codes, slugs, families (MGD3), joined by commas.", "RULES", many=True),
+    Option("--ignore", "Not these rules; wins over --select.", "RULES", many=True),
+    Option("--fail-on", "The least severity that makes the exit status 1. Default: error.", "LEVEL", FAIL_ON),
+    Option("--facts", "The machine as a facts file; none judges the text alone.", "FILE|none"),
+    Option("--show-commands", "Also say what each launch command would do."),
+    NO_COLOR,
+)
+"""The options of every verb that diagnoses."""
