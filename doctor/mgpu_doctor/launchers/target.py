@@ -419,8 +419,9 @@ def _module(name: str, context: Context) -> tuple[Program | Unknown, bool | Unkn
     parts = name.replace(".", "/")
     for root in _import_roots(context):
         for path in (f"{root}{parts}.py", f"{root}{parts}/__main__.py"):
-            if context.workspace.kind(path, directory) == "file":
-                return context.workspace.program(path, directory), True
+            program = context.workspace.program(path, directory)
+            if not isinstance(program, Unknown) or context.workspace.kind(path, directory) == "file":
+                return program, True
         package = context.workspace.kind(f"{root}{name.split('.', maxsplit=1)[0]}/__init__.py", directory)
         if package == "file":
             inside = context.workspace.kind(f"{root}{parts}", directory)
