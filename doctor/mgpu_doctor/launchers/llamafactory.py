@@ -69,7 +69,7 @@ def implied(layer: Layer, before: Plan, context: Context) -> Layer | Unknown | N
         return starts
     if not starts:
         return None
-    options = torchrun_options(_settings(layer, before, context), layer.command_words[0].span)
+    options = torchrun_options(_settings(layer, before, context))
     return Layer("torchrun", layer.command_words, (), options, context.knowledge.release("torch"), implied=True)
 
 
@@ -143,8 +143,18 @@ def made_word(text: str, span: Span) -> Word:
     return Word(span, (Piece(text, text),))
 
 
-def torchrun_options(settings: dict[str, Word], at: Span) -> tuple[Option, ...]:
-    """The options of a torchrun that another program starts, by destination; ``at`` is where that program is named."""
+def given_word(variable: Variable, layer: Layer, context: Context) -> Word:
+    """A variable's value, shown where it is assigned if that is in the command's own text, else at the launcher."""
+    span = layer.command_words[0].span
+    if variable.location is not None and variable.location.source is context.command.source:
+        span = variable.location.span
+    if variable.value is None:
+        return made_word("", span)
+    return replace(variable.value, span=span, origin=variable.location)
+
+
+def torchrun_options(settings: dict[str, Word]) -> tuple[Option, ...]:
+    """The options of a torchrun that another program starts, by destination, each at its value's place."""
     out = []
     for dest, word in settings.items():
         spec = _TORCHRUN[dest]
@@ -152,7 +162,7 @@ def torchrun_options(settings: dict[str, Word], at: Span) -> tuple[Option, ...]:
         converted: object = value if value is not None else Unknown(f"the value of {word.written} is not known")
         if value is not None and dest in _INTEGERS and value.lstrip("-").isdigit():
             converted = int(value) if dest != "nproc_per_node" else value
-        out.append(Option(spec, spec.flags[-1], (word,), at, converted))
+        out.append(Option(spec, spec.flags[-1], (word,), word.span, converted))
     return tuple(out)
 
 
@@ -186,31 +196,26 @@ def _settings(layer: Layer, before: Plan, context: Context) -> dict[str, Word]:
     version = layer.release.version if layer.release is not None else None
     at = layer.command_words[0].span
 
-    def word(name: str, default: str) -> Word:
+    def word(name: str, default: Word) -> Word:
         variable = lookup(name, before, context)
-        return variable.value if variable is not None and variable.value is not None else made_word(default, at)
+        return given_word(variable, layer, context) if variable is not None else default
 
     count = device_count(before, context)
     devices = made_word(str(count.value), at)
     if isinstance(count.value, Unknown):
         devices = Word(at, (Piece(None, "number of visible devices"),))
-    nproc = lookup("NPROC_PER_NODE", before, context)
-    settings = {
-        "nnodes": word("NNODES", "1"),
-        "nproc_per_node": nproc.value if nproc is not None and nproc.value is not None else devices,
-    }
-    address, port = word("MASTER_ADDR", "127.0.0.1"), word("MASTER_PORT", "0")
-    rdzv_id = lookup("RDZV_ID", before, context) if release_at_least(version, 0, 9, 3) else None
-    if rdzv_id is None or rdzv_id.value is None:
-        settings["node_rank"] = word("NODE_RANK" if release_at_least(version, 0, 9, 1) else "RANK", "0")
+    settings = {"nnodes": word("NNODES", made_word("1", at)), "nproc_per_node": word("NPROC_PER_NODE", devices)}
+    address, port = word("MASTER_ADDR", made_word("127.0.0.1", at)), word("MASTER_PORT", made_word("0", at))
+    if lookup("RDZV_ID", before, context) is None or not release_at_least(version, 0, 9, 3):
+        rank = "NODE_RANK" if release_at_least(version, 0, 9, 1) else "RANK"
+        settings["node_rank"] = word(rank, made_word("0", at))
         settings["master_addr"], settings["master_port"] = address, port
         return settings
-    low, high = lookup("MIN_NNODES", before, context), lookup("MAX_NNODES", before, context)
-    if low is not None and high is not None and low.value is not None and high.value is not None:
-        pieces = (*low.value.pieces, Piece(":", ":"), *high.value.pieces)
-        settings["nnodes"] = Word(low.value.span, pieces)
-    settings["rdzv_id"] = rdzv_id.value
+    if lookup("MIN_NNODES", before, context) is not None and lookup("MAX_NNODES", before, context) is not None:
+        low, high = word("MIN_NNODES", address), word("MAX_NNODES", address)
+        settings["nnodes"] = Word(low.span, (*low.pieces, Piece(":", ":"), *high.pieces))
+    settings["rdzv_id"] = word("RDZV_ID", address)
     settings["rdzv_backend"] = made_word("c10d", at)
     settings["rdzv_endpoint"] = Word(address.span, (*address.pieces, Piece(":", ":"), *port.pieces))
-    settings["max_restarts"] = word("MAX_RESTARTS", "0")
+    settings["max_restarts"] = word("MAX_RESTARTS", made_word("0", at))
     return settings

@@ -10,11 +10,24 @@ commands/cli.py train(), 0.19.0 cli.py main()).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from mgpu_doctor.launchers import torchrun
+from mgpu_doctor.launchers.arguments import OptionTable, parse_arguments
 from mgpu_doctor.launchers.chain import Context, Peeled, Plan
-from mgpu_doctor.launchers.llamafactory import SUBCOMMAND, lookup, release_at_least, subcommand, torchrun_options
+from mgpu_doctor.launchers.llamafactory import (
+    SUBCOMMAND,
+    given_word,
+    lookup,
+    release_at_least,
+    subcommand,
+    torchrun_options,
+)
 from mgpu_doctor.model.command import Word
 from mgpu_doctor.model.known import Unknown
-from mgpu_doctor.model.launch import Layer, Option
+from mgpu_doctor.model.launch import Layer, Option, OptionSpec
+
+TUNE = "tune run"
 
 LAUNCHERS = {"swift": "ms-swift", "megatron": "ms-swift"}
 """Console commands by the distribution that owns them."""
@@ -43,6 +56,8 @@ def peel(words: tuple[Word, ...], form: str, context: Context) -> Peeled | None:
     if form != "command" or len(words) < 2 or words[0].value is None:
         return None
     name = words[0].value.rsplit("/", 1)[-1]
+    if name == "tune" and words[1].value == "run":
+        return _peel_tune(words, context)
     if name not in LAUNCHERS:
         return None
     given = words[1].value
@@ -55,6 +70,8 @@ def peel(words: tuple[Word, ...], form: str, context: Context) -> Peeled | None:
 
 def implied(layer: Layer, before: Plan, context: Context) -> Layer | Unknown | None:
     """The torchrun that the command starts by itself, None when it starts none."""
+    if layer.launcher == TUNE:
+        return None
     given = subcommand(layer)
     if given is None:
         return Unknown("the sub-command is not known")
@@ -62,15 +79,36 @@ def implied(layer: Layer, before: Plan, context: Context) -> Layer | Unknown | N
     newer = release_at_least(version, 3)
     if given.replace("_", "-") not in (_DISTRIBUTED_3 if newer else _DISTRIBUTED_2):
         return None
-    found = {name: variable.value for name in _VARIABLES if (variable := lookup(name, before, context)) is not None}
+    found = {name: variable for name in _VARIABLES if (variable := lookup(name, before, context)) is not None}
     if "NPROC_PER_NODE" not in found and "NNODES" not in found:
         return None
-    settings = {name.lower(): word for name, word in found.items() if word is not None}
-    options = torchrun_options(settings, layer.command_words[0].span)
+    settings = {name.lower(): given_word(variable, layer, context) for name, variable in found.items()}
+    options = torchrun_options(settings)
     name = "torch.distributed.run"
     return Layer(name, layer.command_words, (), options, context.knowledge.release("torch"), implied=True)
 
 
-def plan(layer: Layer, before: Plan, context: Context) -> Plan:  # noqa: ARG001 - a launcher's signature
-    """The command's own process; an implied torchrun layer that follows does the rest."""
-    return before
+def plan(layer: Layer, before: Plan, context: Context) -> Plan:
+    """The command's own process, an implied torchrun layer doing the rest; for ``tune run`` what its options ask for."""
+    if layer.launcher != TUNE or not layer.argument_words:
+        return before
+    given = replace(layer, launcher="torchrun")
+    if layer.option("rdzv_endpoint") is None:
+        alone = Option(OptionSpec("standalone", ("--standalone",), "store_true"), "--standalone", (), layer.span, True)
+        given = replace(given, options=(*layer.options, alone))
+    return torchrun.plan(given, before, context)
+
+
+def _peel_tune(words: tuple[Word, ...], context: Context) -> Peeled:
+    """``tune run [torchrun's options] RECIPE …``; the recipe is a name, or a module's path."""
+    release = context.knowledge.release("torch")
+    specs = context.knowledge.options("torchrun")
+    if isinstance(specs, Unknown):
+        reason = f"its options are not known: {specs.reason}"
+        return Peeled(Layer(TUNE, words[:2], words[2:], release=release, opaque=reason), (), "none")
+    table = OptionTable((spec for spec in specs if spec.flags), abbreviations=True)
+    parsed = parse_arguments(words[2:], table)
+    layer = Layer(TUNE, words[:2], parsed.words, parsed.options, release, parsed.problems, opaque=parsed.opaque)
+    if parsed.target is None:
+        return Peeled(layer, (), "none")
+    return Peeled(layer, (parsed.target, *parsed.rest), "command")
