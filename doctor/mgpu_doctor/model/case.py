@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from mgpu_doctor.model.command import Command, Script
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import Launch
+from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.source import Source
 
 if TYPE_CHECKING:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.record import dataclass, field
 from mgpu_doctor.model.source import Excerpt, Location, Source, Span
 
 

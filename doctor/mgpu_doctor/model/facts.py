@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.record import dataclass
 
 SCHEMA_VERSION = 1
 """Version of the JSON form that ``mgpu-doctor facts`` writes."""

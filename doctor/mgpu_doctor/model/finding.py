@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
+from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.source import Location, Source, Span
 
 

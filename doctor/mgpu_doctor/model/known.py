@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.source import Location
 
 T_co = TypeVar("T_co", covariant=True)

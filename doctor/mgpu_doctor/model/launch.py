@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from mgpu_doctor.model.command import Command, Word
 from mgpu_doctor.model.known import Setting, Unknown
 from mgpu_doctor.model.program import ConfigFile, Program
+from mgpu_doctor.model.record import dataclass, field
 from mgpu_doctor.model.source import Span
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mgpu_doctor.model.case import Case
 from mgpu_doctor.model.finding import Finding, Outcome, OutcomeKind, Severity
+from mgpu_doctor.model.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)

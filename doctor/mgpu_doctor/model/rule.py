@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mgpu_doctor.model.finding import Finding, Severity
+from mgpu_doctor.model.record import dataclass, field
 
 if TYPE_CHECKING:
     from mgpu_doctor.model.case import Case

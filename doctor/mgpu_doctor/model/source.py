@@ -8,9 +8,10 @@ Line and column are computed only when something is shown.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
+
+from mgpu_doctor.model.record import dataclass
 
 
 class Span(NamedTuple):
