@@ -1,0 +1,196 @@
+"""Who does the parallel work: the rules of this family, and the training arguments that a launch hands to its program.
+
+LLaMA-Factory reads a file when its first argument ends in .yaml, .yml or .json (llamafactory 0.9.3,
+hparams/parser.py read_args()); ``name=value`` behind it overrides the file's entries.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mgpu_doctor.authoring import Case, ConfigFile, Launch, Location, Release, Unknown
+
+CONFIG_ENDINGS = (".yaml", ".yml", ".json")
+_TRUE = frozenset({"true", "1", "yes", "t", "y", "on"})
+_FALSE = frozenset({"false", "0", "no", "f", "n", "off"})
+_ELIDED = re.compile(r"^(?:\.{3}.*|…+|\[.*\]|<.*>)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One argument as given. ``value`` is None when it is not known statically, True for a bare switch.
+
+    ``shown`` is how the author wrote it (``--fp16 True``, ``fp16: true``).
+    """
+
+    name: str
+    value: object
+    shown: str
+    location: Location
+
+    @property
+    def truth(self) -> bool | None:
+        """The value as transformers' string_to_bool reads it; None when unknown or no boolean."""
+        if isinstance(self.value, bool):
+            return self.value
+        text = str(self.value).lower()
+        if text in _TRUE:
+            return True
+        return False if text in _FALSE else None
+
+    @property
+    def number(self) -> float | None:
+        """The value as a number, None when unknown or no number."""
+        if self.value is None or isinstance(self.value, bool):
+            return None
+        try:
+            return float(str(self.value))
+        except ValueError:
+            return None
+
+    @property
+    def text(self) -> str | None:
+        """The value as text, None when unknown or a bare switch."""
+        return None if self.value is None or isinstance(self.value, bool) else str(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingArguments:
+    """All arguments of a launch by name. ``complete`` is False when there may be more than can be seen."""
+
+    given: Mapping[str, Given]
+    complete: bool
+
+    def get(self, name: str) -> Given | None:
+        """The argument of that name, None when it is not given."""
+        return self.given.get(name)
+
+    def lacks(self, *names: str) -> bool:
+        """Whether it is certain that none of these is given (null in a file counts as not given)."""
+        return self.complete and not any(self._has(name) for name in names)
+
+    def _has(self, name: str) -> bool:
+        return name in self.given
+
+    def truth(self, name: str, default: bool = False) -> bool | None:
+        """A switch's value; its default when it is surely not given, None when that cannot be told."""
+        given = self.given.get(name)
+        if given is not None:
+            return given.truth
+        return default if self.complete else None
+
+    def text(self, name: str, default: str | None = None) -> str | None:
+        """A text's value; its default when it is surely not given, None when that cannot be told."""
+        given = self.given.get(name)
+        if given is not None:
+            return given.text
+        return default if self.complete else None
+
+    def number(self, name: str, default: float | None = None) -> float | None:
+        """A number's value; its default when it is surely not given, None when that cannot be told."""
+        given = self.given.get(name)
+        if given is not None:
+            return given.number
+        return default if self.complete else None
+
+
+def training_arguments(launch: Launch) -> TrainingArguments:
+    """What is given to the program, the last word winning, as its parser would keep it."""
+    config = own_config(launch)
+    found: dict[str, Given] = {}
+    complete = not _elided(launch)
+    if config is not None:
+        complete = complete and config.exists is True and config.problem is None and config.source is not None
+        found.update(_from_file(config))
+    elif _config_word(launch):
+        complete = False
+    source = launch.command.source
+    for argument in launch.target.arguments:
+        if argument.name is None:
+            continue
+        name, value = argument.name, argument.value if argument.values else True
+        if name.startswith("no_") and not argument.values:
+            name, value = name[3:], False
+        shown = source.slice(argument.span) if len(argument.values) < 2 else str(argument.flag)
+        found[name] = Given(name, value, shown, launch.command.locate(argument.span))
+    return TrainingArguments(found, complete)
+
+
+def own_config(launch: Launch) -> ConfigFile | None:
+    """The YAML or JSON from which LLaMA-Factory takes its arguments, None when it takes them from the command line."""
+    return launch.target.config("llamafactory")
+
+
+def _config_word(launch: Launch) -> bool:
+    """Whether the first argument names a configuration file that nobody has read."""
+    words = launch.target.argument_words
+    return bool(words) and words[0].shown.endswith(CONFIG_ENDINGS)
+
+
+def _elided(launch: Launch) -> bool:
+    """Whether arguments may be missing from what is written: ``…``, ``$@``, unknown expansions."""
+    return any(word.splits or _ELIDED.match(word.shown) for word in launch.target.argument_words)
+
+
+def _from_file(config: ConfigFile) -> dict[str, Given]:
+    found: dict[str, Given] = {}
+    source = config.source
+    if source is None:
+        return found
+    for path, entry in config.values.items():
+        if len(path) != 1 or entry.value is None:
+            continue
+        location = config.locate(*path)
+        if location is not None:
+            shown = source.slice(location.span).strip()
+            found[path[0]] = Given(path[0], entry.value, shown.splitlines()[0] if shown else path[0], location)
+    return found
+
+
+def is_training(launch: Launch) -> bool:
+    """Whether the program parses LLaMA-Factory's training arguments."""
+    return launch.target.framework == "llamafactory" and launch.target.subcommand in (None, "train")
+
+
+def version_of(release: Release | None) -> tuple[int, ...] | None:
+    """A release's number, None when no version is known."""
+    if release is None or release.version is None:
+        return None
+    found = re.match(r"\d+(?:\.\d+)*", release.version)
+    return tuple(int(part) for part in found.group().split(".")) if found else None
+
+
+def may_be_before(release: Release, *number: int) -> bool:
+    """Whether the release may be older than ``number``: it is, or it is only assumed."""
+    version = version_of(release)
+    return version is None or not release.certain or version < number
+
+
+def may_be_since(release: Release, *number: int) -> bool:
+    """Whether the release may be ``number`` or newer: it is, or it is only assumed."""
+    version = version_of(release)
+    return version is None or not release.certain or version >= number
+
+
+SWITCHES = ("multi_gpu", "tpu", "tpu_use_cluster", "use_deepspeed", "use_fsdp", "use_megatron_lm")
+"""accelerate's options that decide the kind of launch against its file (commands/launch.py, 0.20.3 to 1.15.0)."""
+
+
+def config_kind(config: ConfigFile) -> str | None:
+    """The ``distributed_type`` of accelerate's file, ``NO`` for YAML's bare ``NO``; None when it says none."""
+    value = config.get("distributed_type")
+    if value is False:
+        return "NO"
+    return value.upper() if isinstance(value, str) else None
+
+
+def devices_offered(case: Case, launch: Launch) -> int | None:
+    """How many GPUs the launch could use on its node: the visible list, else the machine's; None when unknown."""
+    visible = launch.visible.known
+    if visible is not None and not visible.all:
+        return len(visible.entries)
+    if isinstance(case.facts.gpus, Unknown):
+        return len(visible.entries) if visible is not None and visible.entries else None
+    return len(case.facts.gpus)
