@@ -217,12 +217,12 @@ def _multi(layer: Layer, config: ConfigFile) -> Iterator[_Found]:
         return
     each = count // machines
     if len(ids) < each:
-        f"{each - len(ids)} ranks have no GPU of their own"
+        outcome = f"{each - len(ids)} ranks have no GPU of their own"
         if len(ids) == 1 and machines <= 1:
-            pass
+            outcome = "accelerate refuses fewer than two ids"
+        message = f"{config.name} starts {each} processes on {len(ids)} GPUs (gpu_ids: {','.join(ids)}): {outcome}"
         yield (
-            f"{config.name} starts {each} processes on {len(ids)} GPU{'s' if len(ids) > 1 else ''} "
-            f"(gpu_ids: {','.join(ids)}): {outcome}",
+            message,
             config.locate("gpu_ids"),
             Fix(f"List {each} GPUs in gpu_ids, or set num_processes to {len(ids) * machines}"),
         )
