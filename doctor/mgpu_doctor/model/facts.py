@@ -79,7 +79,7 @@ class Facts:
     ``origin`` names where the facts come from: ``this machine``, a file's name,
     or ``none``. ``environment`` holds the variables that the launch inherits
     (an allow-list, never secrets); ``packages`` maps normalised distribution names to versions;
-    ``ports_in_use`` maps TCP ports to their holders. ``other`` keeps the
+    ``ports_in_use`` maps TCP ports to their holders: a port that is absent was not seen in use. ``other`` keeps the
     keys of a plain facts file that have no typed place yet.
     """
 
@@ -111,6 +111,27 @@ class Facts:
     limits: Mapping[str, object] | Unknown = NOT_LOOKED
     container: str | Unknown | None = NOT_LOOKED
     """The container runtime, None outside any."""
+    environment_names: frozenset[str] | Unknown = NOT_LOOKED
+    """The names of all variables that are set, those included whose values ``environment`` leaves out."""
+    free_ports: tuple[int, ...] = ()
+    """TCP ports that were tried and found free, for use in a fix; empty when none was tried."""
+    conda: Mapping[str, str] | Unknown = NOT_LOOKED
+    """Conda packages: ``{"pytorch": "1.9.0=py3.8_cpu_0"}``."""
+    torch_cxx11abi: bool | Unknown = NOT_LOOKED
+    """Whether torch was built with the C++11 ABI."""
+    nvcc: str | Unknown | None = NOT_LOOKED
+    """Version of the CUDA compiler; None when there is none."""
+    cuda_home: str | Unknown | None = NOT_LOOKED
+    nvswitch: bool | Unknown = NOT_LOOKED
+    topology: object = NOT_LOOKED
+    """How GPUs are linked, as ``nvidia-smi topo`` names it (``SYS``, ``PHB``, ``NV4`` …)."""
+    iommu: str | Unknown = NOT_LOOKED
+    pci_acs: Mapping[str, str] | Unknown = NOT_LOOKED
+    """PCI bridges with access control services: ``{"0000:00:01.1": "enabled"}``."""
+    infiniband: object = NOT_LOOKED
+    services: Mapping[str, str] | Unknown = NOT_LOOKED
+    """System services and their state: ``{"nvidia-fabricmanager": "failed"}``."""
+    fabric_manager_version: str | Unknown | None = NOT_LOOKED
     site_packages: tuple[str, ...] = ()
     """Directories that hold the interpreter's packages, on this machine; empty for any other."""
     other: Mapping[str, object] | None = None
