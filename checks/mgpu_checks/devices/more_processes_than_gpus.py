@@ -1,0 +1,142 @@
+"""More ranks on a machine than visible GPUs: some ranks have no device of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from mgpu_checks.devices import VISIBLE, elements, elsewhere, on_cpu, program_of, ranks_here, uses_cuda
+from mgpu_doctor.authoring import (
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Location,
+    Reference,
+    Rule,
+    Severity,
+    Span,
+    Unknown,
+    report,
+)
+
+_TWO = [{"index": index, "name": "NVIDIA GeForce RTX 4090", "memory_gib": 24} for index in range(2)]
+_GLOO = 'import torch.distributed as dist\n\ndist.init_process_group("gloo")\nprint(dist.get_rank())\n'
+
+RULE = Rule(
+    code="MGD207",
+    slug="more-processes-than-gpus",
+    title="More processes than visible GPUs",
+    severity=Severity.ERROR,
+    summary="A launcher starts more ranks on a machine than there are visible GPUs.",
+    why=(
+        "Rank N uses `cuda:N`. A rank beyond the last visible GPU fails with `invalid device ordinal`; where the "
+        "program wraps the number around, two ranks share a GPU and NCCL stops with `Duplicate GPU detected`. "
+        "Launchers do not check it: torchrun starts any number of processes."
+    ),
+    bad=(
+        Example(
+            "a longer count than the list", "CUDA_VISIBLE_DEVICES=0 torchrun --nproc-per-node 4 train.py", facts=None
+        ),
+        Example("more than the machine has", "torchrun --standalone --nproc_per_node=8 train.py", facts={"gpus": _TWO}),
+        Example(
+            "per machine, also on several",
+            "CUDA_VISIBLE_DEVICES=0,1 torchrun --nnodes 2 --node_rank 0 --master_addr n0 --nproc_per_node 4 t.py",
+        ),
+        Example(
+            "the old launcher",
+            "CUDA_VISIBLE_DEVICES=0,1 python -m torch.distributed.launch --nproc_per_node=4 train.py",
+        ),
+        Example("deepspeed", "deepspeed --num_gpus 4 train.py", facts={"gpus": _TWO}),
+    ),
+    good=(
+        Example("as many", "CUDA_VISIBLE_DEVICES=2,3 torchrun --nproc_per_node 2 train.py"),
+        Example("fewer", "torchrun --nproc_per_node 4 train.py"),
+        Example("on the CPU", "torchrun --nproc_per_node 4 train.py --use_cpu", facts={"gpus": _TWO}),
+        Example("hidden on purpose", "CUDA_VISIBLE_DEVICES= torchrun --nproc_per_node 4 train.py"),
+        Example("nobody knows the machine", "torchrun --nproc_per_node 16 train.py", facts=None),
+        Example("several machines", "torchrun --nnodes 2 --node_rank 1 --master_addr n0 --nproc_per_node 8 train.py"),
+        Example(
+            "a program for the CPU",
+            "torchrun --nproc_per_node 4 ranks.py",
+            files={"ranks.py": _GLOO},
+            facts={"gpus": _TWO},
+        ),
+    ),
+    sources=(
+        Reference(
+            "torch 2.13.0, torchrun",
+            "CUDA_VISIBLE_DEVICES=0 torchrun --nproc-per-node 4 starts 4 ranks that see one device, without a word",
+            ran=True,
+        ),
+        Reference(
+            "torch 1.13.1 and 2.6.0, distributed/run.py determine_local_world_size()", "a number is taken as it is"
+        ),
+        Reference(
+            "deepspeed 0.9.5, 0.16.9 and 0.19.5, launcher/runner.py main()",
+            "--num_gpus N takes range(N) without a look at the machine",
+        ),
+    ),
+    fix="start as many processes as there are visible GPUs",
+    fixable=True,
+)
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Launches with ranks that have no GPU."""
+    for launch in case.launches:
+        ranks = ranks_here(launch)
+        if ranks is None or ranks < 2 or on_cpu(launch) or elsewhere(launch.command) or _for_cpu(launch):
+            continue
+        variable = launch.command.variable(VISIBLE)
+        if variable is not None and variable.text is None:
+            continue
+        visible = case.require(launch.visible.value)
+        devices = len(visible.entries)
+        if visible.all is False and not devices and variable is not None and elements(variable.text or ""):
+            continue
+        if 0 < devices < ranks:
+            yield _finding(case, launch, ranks, devices, visible.all)
+
+
+def _for_cpu(launch: Launch) -> bool:
+    """Whether a readable program with a process group touches no GPU by itself or through a library."""
+    program = program_of(launch)
+    if program is None or uses_cuda(launch) or not program.all("init-process-group"):
+        return False
+    kinds = ("accelerator", "trainer", "lightning-trainer", "deepspeed-initialize", "cuda-call", "run-exp")
+    return not program.all(*kinds) and '"nccl"' not in program.source.text and "'nccl'" not in program.source.text
+
+
+def _finding(case: Case, launch: Launch, ranks: int, devices: int, every: bool) -> Finding:
+    place = launch.processes_per_node.origin.location or launch.command.locate(launch.command.words[0].span)
+    have = f"{devices} GPU" + ("s" if devices > 1 else "")
+    where = f"the machine has {have}" if every else f"{have} {'are' if devices > 1 else 'is'} visible"
+    node = " on this machine" if (launch.nodes.known or 1) > 1 else ""
+    edit = _edit(place, ranks, devices)
+    fix = Fix(f"start {devices} process{'es' if devices > 1 else ''}", () if edit is None else (edit,))
+    evidence = [f"devices: {', '.join(_entries(launch))}"]
+    if not isinstance(case.facts.gpus, Unknown):
+        evidence.append(f"GPUs known from {case.facts.origin}: {len(case.facts.gpus)}")
+    return report(
+        RULE,
+        f"{ranks} processes start{node}, but {where}: {ranks - devices} of them get no GPU of their own.",
+        place,
+        evidence=evidence,
+        fix=fix,
+    )
+
+
+def _entries(launch: Launch) -> tuple[str, ...]:
+    return () if isinstance(launch.visible.value, Unknown) else launch.visible.value.entries
+
+
+def _edit(place: Location, ranks: int, devices: int) -> Edit | None:
+    written = place.source.slice(place.span)
+    last = re.search(rf"(?<!\d){ranks}(?=['\"]?$)", written)
+    if last is None or place.source.kind in {"yaml", "json"}:
+        return None
+    start = place.span.start + last.start()
+    return Edit(place.source, Span(start, start + len(last.group())), str(devices))

@@ -1,0 +1,132 @@
+"""No GPU is visible to a job that needs one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mgpu_checks.devices import VISIBLE, elsewhere, gpu_count, ranks_here, uses_cuda
+from mgpu_doctor.authoring import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Reference,
+    Rule,
+    Severity,
+    Variable,
+    report,
+)
+
+_CUDA = "import torch\n\nmodel = torch.nn.Linear(8, 8).cuda()\n"
+_EITHER = (
+    'import torch\n\ndevice = "cuda" if torch.cuda.is_available() else "cpu"\n'
+    "model = torch.nn.Linear(8, 8).to(device)\n"
+)
+
+RULE = Rule(
+    code="MGD216",
+    slug="no-visible-device",
+    title="No GPU is visible",
+    severity=Severity.ERROR,
+    summary="The list of devices is empty, -1 or NoDevFiles, or the machine shows no GPU, but the job needs one.",
+    why=(
+        "An empty CUDA_VISIBLE_DEVICES, `-1` and Slurm's `NoDevFiles` hide every GPU. For a run on the CPU that is the "
+        "usual way; a launcher or a program that needs a GPU stops with `No CUDA GPUs are available` or falls back "
+        "to the CPU and takes a hundred times as long."
+    ),
+    bad=(
+        Example("hidden from deepspeed", "CUDA_VISIBLE_DEVICES='' deepspeed train.py"),
+        Example(
+            "Slurm gave none",
+            "torchrun --nproc_per_node 2 train.py",
+            facts={"env": {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}},
+        ),
+        Example(
+            "hidden from a program that needs one", "CUDA_VISIBLE_DEVICES=-1 python run.py", files={"run.py": _CUDA}
+        ),
+        Example(
+            "a machine without GPUs", "accelerate launch --multi_gpu --num_processes 2 train.py", facts={"gpus": []}
+        ),
+    ),
+    good=(
+        Example("a run on the CPU", "CUDA_VISIBLE_DEVICES= python run.py"),
+        Example("a program that can do both", "CUDA_VISIBLE_DEVICES=-1 python run.py", files={"run.py": _EITHER}),
+        Example("accelerate on the CPU", "CUDA_VISIBLE_DEVICES= accelerate launch --cpu --num_processes 2 train.py"),
+        Example("visible", "CUDA_VISIBLE_DEVICES=0 deepspeed train.py"),
+        Example("ranks of a program that may use gloo", "CUDA_VISIBLE_DEVICES= torchrun --nproc_per_node 2 ranks.py"),
+    ),
+    sources=(
+        Reference(
+            "driver 580.159.04 with one H200",
+            "an empty list, -1 and NoDevFiles leave no device (cuInit: CUDA_ERROR_NO_DEVICE)",
+            ran=True,
+        ),
+        Reference(
+            "deepspeed 0.16.9, launcher/runner.py main()", "no device: Unable to proceed, no GPU resources available"
+        ),
+        Reference(
+            "accelerate 1.15.0",
+            "--multi_gpu --num_processes 4 without a GPU: four processes, each believing that it is alone",
+            ran=True,
+        ),
+    ),
+    fix="name the GPUs, ask the scheduler for some, or say that the run is for the CPU",
+)
+
+_HIDES = frozenset({"", "-1", "nodevfiles", "none", "void"})
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Launches that need a GPU and see none."""
+    for launch in case.launches:
+        variable = launch.command.variable(VISIBLE)
+        if variable is not None and variable.text is not None and variable.text.strip().lower() in _HIDES:
+            why = _needs(launch) or _slurm(launch, variable)
+            if why is not None:
+                shown = variable.text or "''"
+                yield report(
+                    RULE,
+                    f"{VISIBLE}={shown} hides every GPU, but {why}.",
+                    variable.location,
+                    subject=None if variable.location is not None else f"{VISIBLE} in the environment",
+                    fix=Fix("name the GPUs that the job shall use, or ask the scheduler for them"),
+                )
+            continue
+        if variable is None and not elsewhere(launch.command) and gpu_count(case) == 0:
+            why = _needs(launch)
+            if why is not None:
+                yield report(
+                    RULE,
+                    f"The machine shows no GPU, but {why}.",
+                    launch.command.locate(launch.command.words[0].span),
+                    evidence=(f"GPUs known from {case.facts.origin}: none",),
+                    fix=Fix("run it where GPUs are visible: nvidia-smi -L has to list them"),
+                )
+
+
+def _needs(launch: Launch) -> str | None:
+    """Why the launch cannot do without a GPU; None when it may be meant for the CPU."""
+    accelerator = launch.command.variable("DS_ACCELERATOR")
+    if launch.layer("deepspeed") is not None:
+        return "deepspeed starts nothing without one" if accelerator is None else None
+    accelerate = launch.layer("accelerate")
+    if accelerate is not None:
+        config = accelerate.config
+        if accelerate.option("cpu") is not None or (config is not None and config.get("use_cpu") is True):
+            return None
+        if accelerate.option("multi_gpu") is not None or (
+            config is not None and config.get("distributed_type") == "MULTI_GPU"
+        ):
+            return "accelerate is told to use several GPUs"
+    if uses_cuda(launch):
+        return "the program uses CUDA without asking whether it is there"
+    return None
+
+
+def _slurm(launch: Launch, variable: Variable) -> str | None:
+    """Slurm's own word for a job without GPUs; a launcher of several ranks does not run in such a job on purpose."""
+    ranks = ranks_here(launch)
+    if (variable.text or "").lower() == "nodevfiles" and ranks is not None and ranks > 1:
+        return f"{ranks} ranks start (Slurm sets this value in a job that asked for no GPU)"
+    return None

@@ -1,0 +1,220 @@
+"""Physical numbers where numbers inside the visible list are meant, or the reverse."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from mgpu_checks.devices import VISIBLE, at_least, elsewhere, indices, listed, program_of, set_by_program
+from mgpu_doctor.authoring import (
+    Case,
+    Evidence,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Location,
+    Reference,
+    Rule,
+    Script,
+    Severity,
+    Span,
+    Variable,
+    report,
+)
+
+_PINNED = "import torch\n\nmodel = torch.nn.Linear(8, 8).to('cuda:4')\n"
+
+RULE = Rule(
+    code="MGD202",
+    slug="physical-index-in-visible-space",
+    title="A physical GPU number is used inside the visible list",
+    severity=Severity.ERROR,
+    summary="With CUDA_VISIBLE_DEVICES=4,5 the process knows only cuda:0 and cuda:1; the physical numbers are gone.",
+    why=(
+        "CUDA renumbers: the first entry of CUDA_VISIBLE_DEVICES is `cuda:0`, the second `cuda:1`. A program that is "
+        "then asked for `cuda:4` fails with `invalid device ordinal`. Slurm with device cgroups and containers "
+        "renumber in the same way, so that physical numbers written into a job script miss the job's own GPUs. "
+        "deepspeed before 0.15.2 made the same mistake by itself."
+    ),
+    bad=(
+        Example("pinned in the program", "CUDA_VISIBLE_DEVICES=4,5 python run.py", files={"run.py": _PINNED}),
+        Example("named behind the script", "CUDA_VISIBLE_DEVICES=4,5 python run.py --device cuda:5"),
+        Example("Lightning's devices", "CUDA_VISIBLE_DEVICES=2,3 python fit.py fit --trainer.devices=2,3", facts=None),
+        Example(
+            "an older deepspeed",
+            "CUDA_VISIBLE_DEVICES=2,3 deepspeed train.py",
+            facts={"packages": {"deepspeed": "0.12.6", "torch": "2.1.2"}},
+        ),
+    ),
+    good=(
+        Example("numbers inside the list", "CUDA_VISIBLE_DEVICES=4,5 python run.py --device cuda:1"),
+        Example("no list", "python run.py --device cuda:5"),
+        Example("a script that sets the list itself", "CUDA_VISIBLE_DEVICES=4,5 python run.py --gpu 4"),
+        Example(
+            "a newer deepspeed",
+            "CUDA_VISIBLE_DEVICES=2,3 deepspeed train.py",
+        ),
+        Example(
+            "torch that does not keep the count",
+            "CUDA_VISIBLE_DEVICES=2,3 deepspeed train.py",
+            facts={"packages": {"deepspeed": "0.14.4", "torch": "2.6.0"}},
+        ),
+        Example("the whole list from 0", "CUDA_VISIBLE_DEVICES=0,1,2,3 python run.py --device cuda:3"),
+    ),
+    sources=(
+        Reference(
+            "CUDA programming guide 13.0, CUDA environment variables, CUDA_VISIBLE_DEVICES",
+            "visible devices are enumerated in the order of the list, from 0",
+        ),
+        Reference(
+            "deepspeed 0.12.6, launcher/runner.py main(), parse_inclusion_exclusion() and parse_resource_filter()",
+            "the variable becomes --include localhost:2,3, the slots are range(device_count()): "
+            "\"No slot '2' specified on host 'localhost'\"; from 0.15.2 on the slots are those of the filter",
+        ),
+        Reference(
+            "torch 2.3.0 (before pull request 122815, in 2.4.0), cuda/__init__.py device_count()",
+            "the first answer is kept, also when CUDA_VISIBLE_DEVICES changes before CUDA is initialised",
+        ),
+        Reference(
+            "Slurm 24.05, gres.html, GPU management",
+            "with ConstrainDevices the GPUs of a job are numbered from 0",
+        ),
+    ),
+    fix="count inside the list: the first visible GPU is 0",
+)
+
+_DEVICES_OF_LIGHTNING = ("trainer.devices", "trainer.gpus")
+_TORCH_KEEPS_COUNT = ("1.13", "2.4")
+_DEEPSPEED_CONTIGUOUS = ("0.5.7", "0.15.2")
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Numbers that miss the visible list: in programs, behind scripts, in deepspeed's slots, in Slurm jobs."""
+    for launch in case.launches:
+        variable = launch.command.variable(VISIBLE)
+        wanted = indices(variable.text or "") if variable is not None else None
+        if variable is None or wanted is None or elsewhere(launch.command):
+            continue
+        yield from _in_program(launch, wanted)
+        yield from _behind_script(launch, wanted)
+        yield from _old_deepspeed(case, launch, variable, wanted)
+    for script in case.scripts:
+        yield from _in_job(script)
+
+
+def _in_program(launch: Launch, wanted: tuple[int, ...]) -> Iterator[Finding]:
+    program = program_of(launch)
+    if program is None or set_by_program(program, VISIBLE) is not None:
+        return
+    for seen in program.all("cuda-device"):
+        number = int(seen.detail.removeprefix("cuda:"))
+        if number >= len(wanted) and number in wanted:
+            yield report(
+                RULE,
+                f"{seen.detail} is a physical number: with CUDA_VISIBLE_DEVICES={_joined(wanted)} the program sees "
+                f"{_known(wanted)}, and physical GPU {number} is cuda:{wanted.index(number)}.",
+                program.locate(seen),
+                fix=Fix(f"write cuda:{wanted.index(number)}"),
+            )
+            return
+
+
+def _behind_script(launch: Launch, wanted: tuple[int, ...]) -> Iterator[Finding]:
+    for argument in launch.target.arguments:
+        if argument.name is None or argument.value is None:
+            continue
+        match = re.fullmatch(r"cuda:(\d+)", argument.value)
+        numbers: tuple[int, ...] | None = (int(match.group(1)),) if match else None
+        if numbers is None and argument.name in _DEVICES_OF_LIGHTNING and "," in argument.value:
+            numbers = indices(argument.value.strip("[]"))
+        if numbers is None or all(number < len(wanted) for number in numbers):
+            continue
+        if not set(numbers) <= set(wanted):
+            continue
+        inside = tuple(wanted.index(number) for number in numbers)
+        yield report(
+            RULE,
+            f"{argument.flag} {argument.value} gives physical numbers, but with "
+            f"CUDA_VISIBLE_DEVICES={_joined(wanted)} the program sees {_known(wanted)}: `invalid device ordinal`.",
+            launch.command.locate(argument.span),
+            fix=Fix(f"count inside the list: {argument.value.replace(_joined(numbers), _joined(inside))}"),
+        )
+
+
+def _old_deepspeed(case: Case, launch: Launch, variable: Variable, wanted: tuple[int, ...]) -> Iterator[Finding]:
+    layer = launch.layer("deepspeed")
+    if layer is None or layer.release is None or not layer.release.certain or layer.opaque is not None:
+        return
+    if any(layer.option(dest) for dest in ("num_gpus", "num_nodes", "include", "exclude", "hostfile")):
+        return
+    first, fixed = _DEEPSPEED_CONTIGUOUS
+    torch = case.knowledge.release("torch")
+    keeps, forgets = _TORCH_KEEPS_COUNT
+    version = layer.release.version
+    if not at_least(version, first) or at_least(version, fixed):
+        return
+    if not torch.certain or not at_least(torch.version, keeps) or at_least(torch.version, forgets):
+        return
+    missing = [number for number in wanted if number >= len(wanted)]
+    if not missing:
+        return
+    yield report(
+        RULE,
+        f"deepspeed {version} turns CUDA_VISIBLE_DEVICES={variable.text} into slots {listed(wanted)} but may count "
+        f"only {len(wanted)} GPU(s), so that slot {missing[0]} is refused: \"No slot '{missing[0]}' specified on host "
+        "'localhost'\".",
+        variable.location,
+        subject=None if variable.location is not None else VISIBLE,
+        severity=Severity.WARNING,
+        evidence=(f"torch {torch.version} keeps the count of devices that it found before the variable was deleted",),
+        fix=Fix(
+            f"write --include localhost:{_joined(wanted)} and leave the variable out, or update deepspeed to {fixed}"
+        ),
+    )
+
+
+def _in_job(script: Script) -> Iterator[Finding]:
+    """Physical numbers in a Slurm job that asks for fewer GPUs."""
+    granted = _granted(script)
+    if granted is None:
+        return
+    count, text, span = granted
+    for variable in script.assignments:
+        if variable.name != VISIBLE or variable.location is None or variable.location.source is not script.source:
+            continue
+        wanted = indices(variable.text or "")
+        if wanted is None or all(number < count for number in wanted) or variable.location.span.start < span.start:
+            continue
+        yield report(
+            RULE,
+            f"The job asks Slurm for {count} GPU(s) and then names GPU {listed(wanted)}: where Slurm fences devices "
+            f"the job's own GPUs are numbered from 0 to {count - 1}, elsewhere it takes GPUs that it was not given.",
+            variable.location,
+            severity=Severity.WARNING,
+            related=(Evidence(text.strip(), script_location(script, span)),),
+            fix=Fix("leave the variable to Slurm: it sets CUDA_VISIBLE_DEVICES to the GPUs of the job"),
+        )
+        return
+
+
+def script_location(script: Script, span: Span) -> Location:
+    """A place in the script's source."""
+    return Location(script.source, span)
+
+
+def _granted(script: Script) -> tuple[int, str, Span] | None:
+    """How many GPUs a node of the job gets, with the directive that says so."""
+    for text, span in script.directives:
+        match = re.search(r"--(?:gres=gpu(?::[A-Za-z][\w.-]*)?:|gpus-per-node=(?:[A-Za-z][\w.-]*:)?)(\d+)\b", text)
+        if match and int(match.group(1)):
+            return int(match.group(1)), text, span
+    return None
+
+
+def _known(wanted: tuple[int, ...]) -> str:
+    return "cuda:0 alone" if len(wanted) == 1 else f"cuda:0 to cuda:{len(wanted) - 1}"
+
+
+def _joined(numbers: tuple[int, ...]) -> str:
+    return ",".join(str(number) for number in numbers)
