@@ -89,7 +89,7 @@ def implied(layer: Layer, before: Plan, context: Context) -> Layer | Unknown | N
 
 
 def plan(layer: Layer, before: Plan, context: Context) -> Plan:
-    """The command's own process, an implied torchrun layer doing the rest; for ``tune run`` what its options ask for."""
+    """The command's own process; an implied torchrun layer does the rest. ``tune run`` obeys its options."""
     if layer.launcher != TUNE or not layer.argument_words:
         return before
     given = replace(layer, launcher="torchrun")
