@@ -143,11 +143,13 @@ def parse_arguments(
     target: Word | None = None
     rest: tuple[Word, ...] = ()
     own_end = len(words)
+    plain = False
     while state.at < len(words) and state.stops is None:
         word = words[state.at]
         text = word.value
         if text == "--":
             target, rest, own_end = _after_dashes(state)
+            plain = True
             break
         if text is None:
             place = _place_unknown(state, table)
@@ -167,14 +169,14 @@ def parse_arguments(
             target, own_end = word, state.at
             rest = tuple(words[state.at + 1 :])
             if rest and rest[0].value == "--":
-                rest = rest[1:]
+                rest, plain = rest[1:], True
             break
         _take_option(state, table, found, word, synonyms or {})
     if target is None and targets and state.stops is None and state.opaque is None:
         at = words[-1].span if words else None
         if at is not None:
             _report(state, "missing-target", "the following arguments are required: the script to run", at)
-    if rest:
+    if rest and not plain:
         _report_ambiguous_rest(state, table, rest, python)
     return Parsed(
         tuple(state.options), target, rest, tuple(words[:own_end]), tuple(state.problems), state.opaque, state.stops
@@ -204,9 +206,11 @@ def _take_option(
             word.shown.partition("=")[0],
             tuple(match.flag for match in found),
         )
-        if "=" not in word.shown and not _is_switch(found[0].spec):
-            _skip_value(state, table)
-        return
+        if any(match.spec is not found[0].spec for match in found):
+            if "=" not in word.shown and not _is_switch(found[0].spec):
+                _skip_value(state, table)
+            return
+        # All readings are spellings of one option: what follows is read as meant.
     match = found[0]
     if match.spec is None:
         _unknown_option(state, table, word, synonyms)
@@ -326,6 +330,8 @@ def _convert(state: _State, spec: OptionSpec, flag: str, word: Word) -> object:
     text = word.value
     if text is None:
         return Unknown(f"{word.written} is not known here")
+    if text == "--":
+        return Unknown("argparse drops -- or keeps it as the value, depending on Python's version")
     value = convert(text, spec.type)
     if isinstance(value, InvalidValue):
         message = f"argument {_name(spec)}: invalid {spec.type} value: {text!r}"
@@ -455,7 +461,7 @@ def _place_unknown(state: _State, table: OptionTable) -> str:
     if prefix or _ends_like_program(word):
         return "target"
     names = " ".join(name.upper() for name in word.unknown_variables)
-    if any(part in names for part in _PROGRAM_NAMES) and not word.splits:
+    if any(part in names for part in _PROGRAM_NAMES):
         return "target"
     if _reads_as_bag(state, names, word):
         _make_opaque(state, word)
@@ -465,17 +471,13 @@ def _place_unknown(state: _State, table: OptionTable) -> str:
 
 
 def _reads_as_bag(state: _State, names: str, word: Word) -> bool:
-    program = any(part in names for part in _PROGRAM_NAMES)
-    bag = any(part in names for part in _BAG_NAMES)
-    if bag and not program:
+    """Whether an unknown word more likely holds options than the script: by its name, or by what follows."""
+    if any(part in names for part in _BAG_NAMES):
         return True
     later = state.words[state.at + 1 :]
-    if any(_looks_like_program(other) for other in later[:40]) and not program:
+    if any(_looks_like_program(other) for other in later[:40]):
         return True
-    if not word.splits:
-        return False
-    # `torchrun $X --nproc_per_node 2 $Y`: options of unknown names with nothing to run behind them.
-    return bool(later) and not program and all((other.value or "-").startswith("-") is False for other in later[:1])
+    return word.splits and bool(later) and not (later[0].value or "-").startswith("-")
 
 
 def _make_opaque(state: _State, word: Word) -> None:

@@ -44,6 +44,9 @@ _HOUSEKEEPING = frozenset(
 
 _HOUSEKEEPING_SCRIPTS = frozenset({"setup.py", "get-pip.py", "manage.py", "conftest.py"})
 
+_NO_LAUNCHES = frozenset({"accelerate", "deepspeed", "torchrun"})
+"""What is left of these as plain commands (``accelerate config``, ``accelerate env``) starts no job."""
+
 
 class _Launcher(Protocol):
     """What a launcher's module offers."""
@@ -215,6 +218,8 @@ def _is_launch(depth: _Depth, target: Target, context: Context) -> bool:
         return True
     if any(_starts_work(layer) for layer in depth.layers):
         return True
+    if depth.form == "command" and depth.rest and program_name(depth.rest[0]) in _NO_LAUNCHES:
+        return False
     if target.framework is not None or target.subcommand is not None:
         return True
     return _is_shell_script(depth, context)
