@@ -75,7 +75,7 @@ class Writer:
 
     def __init__(self, specs: Sequence[OptionSpec], seed: int) -> None:
         self.specs = [spec for spec in specs if spec.flags and spec.dest not in UNREAD_TYPES | INTERNAL]
-        self.random = random.Random(seed)  # noqa: S311 - no secret
+        self.random = random.Random(seed)
 
     def line(self) -> list[str]:
         words: list[str] = []

@@ -291,7 +291,7 @@ def _paradigm(facts: _Facts, count: Setting[int] | None, before: Plan) -> Settin
         return Setting(facts.config, Origin("config", "accelerate's configuration file"))
     if facts.config is not None:
         return _configured_paradigm(facts.config)
-    return _switched_on(facts, count, before)
+    return _switched_on(count, before)
 
 
 def _configured_paradigm(config: ConfigFile) -> Setting[str]:
@@ -304,7 +304,7 @@ def _configured_paradigm(config: ConfigFile) -> Setting[str]:
     return Setting(_BY_TYPE.get(kind, "none"), where)
 
 
-def _switched_on(facts: _Facts, count: Setting[int] | None, before: Plan) -> Setting[str]:
+def _switched_on(count: Setting[int] | None, before: Plan) -> Setting[str]:
     """Without a configuration file, several processes and several visible GPUs switch multi-GPU on."""
     devices = before.visible.value
     origin = Origin("derived", "no configuration file: the number of visible GPUs decides")

@@ -140,55 +140,45 @@ def parse_arguments(
     positional arguments at all. ``synonyms`` maps spellings of other launchers to this one's.
     """
     state = _State(words)
-    target: Word | None = None
-    rest: tuple[Word, ...] = ()
-    own_end = len(words)
-    plain = False
-    while state.at < len(words) and state.stops is None:
-        word = words[state.at]
-        text = word.value
-        if text == "--":
-            target, rest, own_end = _after_dashes(state)
-            plain = True
-            break
-        if text is None:
-            place = _place_unknown(state, table)
-            if place == "option":
-                continue
-            if place == "bag":
-                state.at += 1
-                continue
-            found: tuple[_Match, ...] | None = None
-        else:
-            found = table.matches(text)
-        if found is None:
-            if not targets:
-                _report(state, "unexpected-argument", f"unrecognized arguments: {word.shown}", word.span)
-                state.at += 1
-                continue
-            target, own_end = word, state.at
-            rest = tuple(words[state.at + 1 :])
-            if rest and rest[0].value == "--":
-                rest, plain = rest[1:], True
-            break
-        _take_option(state, table, found, word, synonyms or {})
-    if target is None and targets and state.stops is None and state.opaque is None:
-        at = words[-1].span if words else None
-        if at is not None:
-            _report(state, "missing-target", "the following arguments are required: the script to run", at)
+    _read_options(state, table, synonyms or {}, targets=targets)
+    own_end = state.at
+    plain = state.at < len(words) and words[state.at].value == "--"
+    behind = tuple(words[state.at + 1 :] if plain else words[state.at :])
+    if state.stops is not None:
+        behind, own_end = (), len(words)
+    target, rest = (behind[0], behind[1:]) if behind else (None, ())
+    if rest and rest[0].value == "--" and not plain:
+        rest, plain = rest[1:], True
+    if target is None and targets and state.stops is None and words:
+        message = "the following arguments are required: the script to run"
+        _report(state, "missing-target", message, words[-1].span)
     if rest and not plain:
         _report_ambiguous_rest(state, table, rest, python)
-    return Parsed(
-        tuple(state.options), target, rest, tuple(words[:own_end]), tuple(state.problems), state.opaque, state.stops
-    )
+    own = tuple(words[: own_end + 1 if plain and own_end < len(words) and words[own_end].value == "--" else own_end])
+    return Parsed(tuple(state.options), target, rest, own, tuple(state.problems), state.opaque, state.stops)
 
 
-def _after_dashes(state: _State) -> tuple[Word | None, tuple[Word, ...], int]:
-    """All words behind ``--`` are plain arguments: the first is the script."""
-    behind = tuple(state.words[state.at + 1 :])
-    if not behind:
-        return None, (), len(state.words)
-    return behind[0], behind[1:], state.at + 1
+def _read_options(state: _State, table: OptionTable, synonyms: dict[str, str], *, targets: bool) -> None:
+    """Read options until the script, ``--`` or the end; ``state.at`` stays in front of it."""
+    while state.at < len(state.words) and state.stops is None:
+        word = state.words[state.at]
+        text = word.value
+        if text == "--":
+            return
+        if text is None:
+            place = _place_unknown(state, table)
+            if place == "target":
+                return
+            state.at += place == "bag"
+            continue
+        found = table.matches(text)
+        if found is not None:
+            _take_option(state, table, found, word, synonyms)
+        elif targets:
+            return
+        else:
+            _report(state, "unexpected-argument", f"unrecognized arguments: {word.shown}", word.span)
+            state.at += 1
 
 
 def _take_option(
@@ -319,10 +309,8 @@ def _store(state: _State, spec: OptionSpec, flag: str, values: tuple[Word, ...],
         )
     else:
         parts = [_convert(state, spec, flag, word) for word in values]
-        if spec.nargs in (None, "?"):
-            converted = parts[0] if parts else spec.const
-        else:
-            converted = tuple(parts)
+        single = spec.nargs in (None, "?")
+        converted = (parts[0] if parts else spec.const) if single else tuple(parts)
     state.options.append(Option(spec, flag, values, span, converted))
 
 
