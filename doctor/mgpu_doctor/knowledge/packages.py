@@ -59,6 +59,19 @@ class PackageKnowledge:
         table = self._parser(launcher)
         return True if isinstance(table, Unknown) else table.abbreviations
 
+    def releases_with(self, launcher: str, flag: str) -> tuple[str, ...]:
+        """The tabled releases whose launcher has an option with this exact spelling, oldest first."""
+        name = layout.ALIASES.get(launcher, launcher)
+        if name not in layout.LAUNCHERS:
+            return ()
+        known = tables.releases(layout.LAUNCHERS[name][0])
+        parsers = ((version, shipped_parser(name, place)) for place, version in enumerate(known))
+        return tuple(
+            version
+            for version, parser in parsers
+            if not isinstance(parser, Unknown) and any(flag in spec.flags for spec in parser.options)
+        )
+
     def _parser(self, launcher: str) -> ParserTable | Unknown:
         name = layout.ALIASES.get(launcher, launcher)
         if name not in self._parsers:

@@ -23,6 +23,10 @@ class Knowledge(Protocol):
         """Whether this release's parser takes unambiguous prefixes of long options."""
         ...
 
+    def releases_with(self, launcher: str, flag: str) -> tuple[str, ...]:
+        """The known releases whose launcher has an option with this exact spelling, oldest first; empty when none has."""
+        ...
+
     def fields(self, package: str, group: str | None = None) -> tuple[OptionSpec, ...] | Unknown:
         """Arguments of a framework's dataclass parser.
 
