@@ -7,10 +7,10 @@ hparams/parser.py read_args()); ``name=value`` behind it overrides the file's en
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from mgpu_doctor.authoring import Case, ConfigFile, Launch, Location, Release, Unknown
+from mgpu_doctor.authoring import Case, ConfigFile, Launch, Layer, Location, Program, Release, Span, Unknown
 
 CONFIG_ENDINGS = (".yaml", ".yml", ".json")
 _TRUE = frozenset({"true", "1", "yes", "t", "y", "on"})
@@ -194,3 +194,92 @@ def devices_offered(case: Case, launch: Launch) -> int | None:
     if isinstance(case.facts.gpus, Unknown):
         return len(visible.entries) if visible is not None and visible.entries else None
     return len(case.facts.gpus)
+
+
+def deepspeed_file(case: Case, launch: Launch) -> ConfigFile | None:
+    """The DeepSpeed configuration file that takes part and could be read: the program's, else accelerate's.
+
+    None when there is none, when it could not be read, or when it is not a mapping.
+    """
+    config = launch.target.config("deepspeed")
+    if config is None:
+        name = _accelerate_file(launch)
+        config = None if name is None else case.workspace.config(name, "deepspeed", launch.command.directory)
+    if config is None or config.exists is not True or config.problem is not None or config.source is None:
+        return None
+    return config if config.values else None
+
+
+def _accelerate_file(launch: Launch) -> str | None:
+    layer = launch.layer("accelerate")
+    if layer is None or uses_deepspeed(layer) is not True:
+        return None
+    option = layer.option("deepspeed_config_file")
+    if option is not None:
+        return option.value
+    value = layer.config.get("deepspeed_config", "deepspeed_config_file") if layer.config is not None else None
+    return value if isinstance(value, str) and value.lower() != "none" else None
+
+
+def uses_deepspeed(layer: Layer) -> bool:
+    """Whether accelerate itself switches DeepSpeed on, by option or by its file."""
+    if layer.option("cpu") is not None:
+        return False
+    if any(layer.option(name) is not None for name in SWITCHES):
+        return layer.option("use_deepspeed") is not None
+    return layer.config is not None and config_kind(layer.config) == "DEEPSPEED"
+
+
+def zero_stage(case: Case, launch: Launch) -> int | None:
+    """The ZeRO stage that is in force, None when there is none or when it cannot be told."""
+    config = deepspeed_file(case, launch)
+    if config is not None:
+        stage = config.get("zero_optimization", "stage")
+        return stage if isinstance(stage, int) else None
+    engine = launch.engine.known
+    if engine is not None and isinstance(engine.stage, int):
+        return engine.stage
+    layer = launch.layer("accelerate")
+    if layer is None or not uses_deepspeed(layer):
+        return None
+    option = layer.option("zero_stage")
+    value = option.converted if option is not None else None
+    if option is None and layer.config is not None:
+        value = layer.config.get("deepspeed_config", "zero_stage")
+    return value if isinstance(value, int) else None
+
+
+def source_matches(program: Program | Unknown, pattern: str) -> Iterator[Location]:
+    """Where a program's code matches a pattern, comment lines left out."""
+    if isinstance(program, Unknown):
+        return
+    text = program.source.text
+    for found in re.finditer(pattern, text):
+        line = text[text.rfind("\n", 0, found.start()) + 1 : found.start()]
+        if "#" not in line:
+            yield Location(program.source, Span(*found.span()))
+
+
+def trains_with_arguments(launch: Launch) -> bool:
+    """Whether the command's arguments become transformers' TrainingArguments.
+
+    Sure for LLaMA-Factory's training and for a program that gives them to an HfArgumentParser. For a program that
+    cannot be read, ``--deepspeed FILE`` beside ``--per_device_train_batch_size`` is taken as the sign of it.
+    """
+    if is_training(launch):
+        return True
+    program = launch.target.program
+    if isinstance(program, Unknown):
+        names = {argument.name for argument in launch.target.arguments}
+        return {"deepspeed", "per_device_train_batch_size"} <= names
+    return program.first("hf-argument-parser") is not None and "TrainingArguments" in program.source.text
+
+
+def has_plain_defaults(launch: Launch) -> bool:
+    """Whether arguments that are not given surely have transformers' own defaults."""
+    if is_training(launch):
+        return True
+    program = launch.target.program
+    if isinstance(program, Unknown) or not trains_with_arguments(launch):
+        return False
+    return next(source_matches(program, r"class\s+\w+\([^)]*(?:TrainingArguments|Config)\b"), None) is None

@@ -128,15 +128,15 @@ def _judge(case: Case, launch: Launch, layer: Layer, config: ConfigFile) -> Iter
         place = launch.command.locate(option.span) if option is not None else config.locate("num_processes")
         source = option.flag if option is not None else "num_processes"
         message = f"{source} asks for {asked} processes, but {config.name} says distributed_type: NO: one is started"
-        yield _report(launch, layer, config, message, place, Severity.ERROR)
+        yield _report(launch, layer, config, message, place)
     elif option is not None:
         return
-    elif config.get("use_cpu") is True and offered is not None and offered > 0:
+    elif config.get("use_cpu") is True and offered is not None and offered > 1:
         message = f"{config.name} says use_cpu: true: one process works on the CPU, and {offered} GPUs stay unused"
-        yield _report(launch, layer, config, message, config.locate("use_cpu"), Severity.ERROR)
+        yield _report(launch, layer, config, message, config.locate("use_cpu"), offered)
     elif offered is not None and offered > 1 and (layer.config_is_default or _lists_devices(launch)):
         message = f"{config.name} says distributed_type: NO: one process uses one of {offered} visible GPUs"
-        yield _report(launch, layer, config, message, None, Severity.WARNING)
+        yield _report(launch, layer, config, message, None, offered)
 
 
 def _lists_devices(launch: Launch) -> bool:
@@ -146,18 +146,17 @@ def _lists_devices(launch: Launch) -> bool:
 
 
 def _report(
-    launch: Launch, layer: Layer, config: ConfigFile, message: str, place: Location | None, severity: Severity
+    launch: Launch, layer: Layer, config: ConfigFile, message: str, place: Location | None, count: int | None = None
 ) -> Finding:
     decisive = config.locate("distributed_type")
-    fix = None
-    if config.get("use_cpu") is not True:
-        end = layer.command_words[-1].span.end
-        fix = Fix("Start one process for each GPU: --multi_gpu", (insert(launch.command.source, end, " --multi_gpu"),))
+    end = layer.command_words[-1].span.end
+    added = "--multi_gpu" if count is None else f"--multi_gpu --num_processes {count}"
+    fix = Fix(f"Start one process for each GPU: {added}", (insert(launch.command.source, end, f" {added}"),))
     return report(
         RULE,
         message,
         place or launch.command.locate(layer.span),
-        severity=severity,
+        severity=Severity.ERROR if count is None or config.get("use_cpu") is True else Severity.WARNING,
         evidence=[] if decisive is None else [f"{decisive}: distributed_type: {config.get('distributed_type')}"],
         fix=fix,
     )
