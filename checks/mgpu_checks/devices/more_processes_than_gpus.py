@@ -95,10 +95,16 @@ def find(case: Case) -> Iterator[Finding]:
             continue
         visible = case.require(launch.visible.value)
         devices = len(visible.entries)
-        if visible.all is False and not devices and variable is not None and elements(variable.text or ""):
+        if variable is not None and _cut_short(variable.text or "", devices):
             continue
         if 0 < devices < ranks:
             yield _finding(case, launch, ranks, devices, visible.all)
+
+
+def _cut_short(text: str, devices: int) -> bool:
+    """Whether the list is at fault and not the count: CUDA sees fewer devices than it names."""
+    found = elements(text)
+    return devices < len(found) or any(element.rest.strip() for element in found)
 
 
 def _for_cpu(launch: Launch) -> bool:
