@@ -27,6 +27,7 @@ from mgpu_doctor.model.launch import (
     VisibleDevices,
 )
 from mgpu_doctor.model.program import ConfigFile, ConfigValue, Program, Seen
+from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.rule import Check, Example, Reference, Rule
 from mgpu_doctor.model.source import Location, Source, Span
 
@@ -72,6 +73,7 @@ __all__ = [
     "Word",
     "Wrapper",
     "closest",
+    "dataclass",
     "delete_words",
     "insert",
     "replace",
