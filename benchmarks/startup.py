@@ -13,12 +13,14 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 COMMAND = "torchrun --nproc_per_node 2 train.py"
 LIMITS = {"terminal": 2.0, "json": 1.2}
 """Largest ratio of whole-process times to the baseline's."""
 
-_EXPLAIN = [sys.executable, "-m", "mgpu_doctor", "explain", COMMAND, "--facts", "none"]
+_PROGRAM = Path(sys.executable).parent / "mgpu-doctor"
+_EXPLAIN = [str(_PROGRAM), "explain", COMMAND, "--facts", "none"]
 PROGRAMS = {
     "baseline": [sys.executable, "-c", "import click, rich.console"],
     "terminal": [*_EXPLAIN, "--format", "rich"],
@@ -29,10 +31,13 @@ PROGRAMS = {
 def measure(rounds: int) -> dict[str, list[float]]:
     """Seconds of each run of each program."""
     times: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    # Without byte code, as nobody runs it, the time would be the compiler's.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment["COLUMNS"] = "100"
     for turn in range(rounds + 1):
         for name, command in PROGRAMS.items():
             start = time.perf_counter()
-            done = subprocess.run(command, capture_output=True, env={**os.environ, "COLUMNS": "100"}, check=False)
+            done = subprocess.run(command, capture_output=True, env=environment, check=False)
             took = time.perf_counter() - start
             if done.returncode not in (0, 1):
                 raise SystemExit(f"{name} failed: {done.stderr.decode()}")
@@ -44,7 +49,8 @@ def measure(rounds: int) -> dict[str, list[float]]:
 
 def imports(name: str, most: int = 25) -> str:
     """The slowest imports of a program by their own time in microseconds."""
-    command = [PROGRAMS[name][0], "-X", "importtime", *PROGRAMS[name][1:]]
+    program = PROGRAMS[name]
+    command = [sys.executable, "-X", "importtime", *(program[1:] if program[0] == sys.executable else program)]
     lines = subprocess.run(command, capture_output=True, text=True, check=False).stderr.splitlines()
     rows = [line.removeprefix("import time:").split("|") for line in lines if line.startswith("import time:")]
     timed = [(int(own), module.strip()) for own, _, module in rows if own.strip().isdigit()]
