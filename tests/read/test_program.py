@@ -229,3 +229,39 @@ def _seconds(text: str) -> float:
     start = time.perf_counter()
     program(text)
     return time.perf_counter() - start
+
+
+INIT = "import torch.distributed as dist\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        INIT + 'dist.init_process_group("nccl")\n',
+        INIT + 'def main():\n    dist.init_process_group("nccl")\nif __name__ == "__main__":\n    main()\n',
+        INIT + "import fire\ndef main():\n    setup()\ndef setup():\n    dist.init_process_group()\nfire.Fire(main)\n",
+        'import os\nrank = int(os.environ["LOCAL_RANK"])\n',
+        "import colossalai\ncolossalai.launch_from_torch({})\n",
+    ],
+)
+def test_needs_ranks(text: str) -> None:
+    assert facts(text, "needs-ranks")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        INIT + 'if a.distributed:\n    dist.init_process_group("nccl")\n',
+        INIT + 'def setup():\n    dist.init_process_group("nccl")\nif a.gpus > 1:\n    setup()\n',
+        INIT + 'def setup():\n    dist.init_process_group("nccl")\n',
+        INIT + 'try:\n    dist.init_process_group("nccl")\nexcept Exception:\n    pass\n',
+        INIT + 'dist.init_process_group("nccl", rank=0, world_size=1)\n',
+        INIT + 'dist.init_process_group("nccl", "tcp://127.0.0.1:2345", world_size=1)\n',
+        INIT + "import torch.multiprocessing as mp\ndef f(r):\n    dist.init_process_group()\nmp.spawn(f, nprocs=2)\n",
+        INIT + "class A:\n    def go(self):\n        dist.init_process_group()\n",
+        'import os\nrank = int(os.environ.get("LOCAL_RANK", 0))\n',
+        'import os\nrank = int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else 0\n',
+    ],
+)
+def test_may_run_without_ranks(text: str) -> None:
+    assert not facts(text, "needs-ranks")

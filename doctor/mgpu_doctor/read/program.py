@@ -26,6 +26,7 @@ The facts in :attr:`Program.seen`, by kind and what their detail says:
 ``deepspeed-initialize``    ``deepspeed.initialize``
 ``deepspeed-inference``     ``deepspeed.init_inference``
 ``local-rank-use``          LOCAL_RANK or a ``local_rank`` is used; the expression
+``needs-ranks``             the program surely fails without a launcher's variables; what needs them
 ``spawns-ranks``            the program starts its own ranks (``mp.spawn``, ``notebook_launcher``); the call
 ``input-loop``              ``input()`` in a loop; ``conditional`` when only under a condition
 ``server``                  a server is started; the call, ``conditional`` when only under a condition
@@ -42,6 +43,8 @@ The facts in :attr:`Program.seen`, by kind and what their detail says:
 ==========================  ==========================================================================
 
 A fact stands ``under a condition`` when an ``if`` other than the main block's surrounds it.
+``needs-ranks`` is only said of what runs in any case: no condition, ``try`` or loop around it, and the same for
+the calls that lead to it.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ from __future__ import annotations
 import ast
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.program import Program, ScriptOption, Seen
@@ -63,6 +66,7 @@ _LAUNCHER_WORDS = ("torchrun", "accelerate", "deepspeed", "torch.distributed.run
 _OTHER_PARSERS = frozenset({"click", "typer", "fire", "tyro", "hydra", "absl", "jsonargparse", "simple_parsing"})
 _DATACLASS_PARSERS = frozenset({"HfArgumentParser", "TrlParser", "H4ArgumentParser", "HfParser"})
 _TOKENIZER_TRAINERS = frozenset({"BpeTrainer", "WordPieceTrainer", "UnigramTrainer", "WordLevelTrainer"})
+_DECLARING = frozenset({"add_argument", "option", "Option", "field"})
 _NAMES = {
     "torch.distributed.init_process_group": "init-process-group",
     "deepspeed.init_distributed": "init-process-group",
@@ -120,6 +124,10 @@ class _Place:
     loop: bool = False
     condition: bool = False
     default: bool = False
+    function: str = ""
+    """The function around it, empty at the top level, ``?`` for a method."""
+    certain: bool = True
+    """Whether it runs whenever its function does."""
 
 
 @dataclass(slots=True)
@@ -141,6 +149,8 @@ class _Reader:
         self.seen: list[Seen] = []
         self.parsers = _Parsers()
         self.assigned: dict[str, ast.expr | None] = {}
+        self.calls: set[tuple[str, str]] = set()
+        self.needs: list[tuple[str, Seen]] = []
         self.starts = _line_starts(source.text)
         self.ascii = source.text.isascii()
 
@@ -162,24 +172,27 @@ class _Reader:
                 self.assigned[name] = None if name in self.assigned else node.value
         for order, statement in enumerate(tree.body):
             self._visit(statement, _Place(order))
+        reached = self._reached()
+        self.seen.extend(seen for function, seen in self.needs if function in reached)
+
+    def _reached(self) -> set[str]:
+        """The functions that run whenever the program does; the empty name is the top level."""
+        reached = {""}
+        waiting = [""]
+        while waiting:
+            caller = waiting.pop()
+            for function in [called for by, called in self.calls if by == caller and called not in reached]:
+                reached.add(function)
+                waiting.append(function)
+        return reached
 
     def _visit(self, node: ast.AST, place: _Place) -> None:
         self._look(node, place)
         if isinstance(node, ast.If):
             self._visit_if(node, place)
-        elif isinstance(node, (ast.While, ast.For, ast.AsyncFor)):
-            inside = _Place(place.order, True, place.condition, place.default)
-            for child in ast.iter_child_nodes(node):
-                self._visit(child, inside)
-        elif isinstance(node, ast.arguments):
-            inside = _Place(place.order, place.loop, place.condition, True)
-            for child in ast.iter_child_nodes(node):
-                self._visit(child, inside)
-        else:
-            if isinstance(node, ast.Call) and _last(node.func) in {"add_argument", "option", "Option", "field"}:
-                place = _Place(place.order, place.loop, place.condition, True)
-            for child in ast.iter_child_nodes(node):
-                self._visit(child, place)
+            return
+        for child in ast.iter_child_nodes(node):
+            self._visit(child, _inside(node, child, place))
 
     def _look(self, node: ast.AST, place: _Place) -> None:
         if isinstance(node, ast.Call):
@@ -204,7 +217,7 @@ class _Reader:
         if _is_main_test(node.test):
             self._add("main-block", "", node.test, place)
         else:
-            inside = _Place(place.order, place.loop, True, place.default)
+            inside = replace(place, condition=True, certain=False)
         for child in (*node.body, *node.orelse):
             self._visit(child, inside)
 
@@ -246,6 +259,8 @@ class _Reader:
     def _call(self, node: ast.Call, place: _Place) -> None:
         name = self._name(node.func)
         last = _last(node.func)
+        if place.certain:
+            self._called(node, name, place)
         kind = _NAMES.get(name)
         if kind is not None:
             self._named_call(kind, name, node, place)
@@ -256,10 +271,29 @@ class _Reader:
         for keyword in node.keywords:
             self._keyword(keyword, place)
 
+    def _called(self, node: ast.Call, name: str, place: _Place) -> None:
+        """Follow calls of the file's own functions, also of those handed over (``Fire(main)``)."""
+        functions = self.parsers.functions
+        if name in functions:
+            self.calls.add((place.function, name))
+        elif _NAMES.get(name) != "spawns-ranks":
+            for argument in node.args:
+                if isinstance(argument, ast.Name) and argument.id in functions:
+                    self.calls.add((place.function, argument.id))
+        if name == "colossalai.launch_from_torch":
+            self._need(name, node, place)
+
+    def _need(self, detail: str, node: ast.AST, place: _Place) -> None:
+        if place.certain:
+            self.needs.append((place.function, Seen("needs-ranks", detail, self._span(node), place.order)))
+
     def _named_call(self, kind: str, name: str, node: ast.Call, place: _Place) -> None:
         detail = name
         if kind == "init-process-group":
             detail = self._init_method(node, place)
+            by_hand = {"rank", "store"} & {keyword.arg for keyword in node.keywords}
+            if detail in {"", "env://"} and not by_hand and name.startswith("torch."):
+                self._need("init_process_group", node, place)
         elif kind == "set-device":
             argument = node.args[0] if node.args else None
             detail = self._text(argument)
@@ -496,6 +530,8 @@ class _Reader:
             variable = _string(node.slice)
             if variable is not None:
                 self._read_variable(variable, node, place)
+                if variable in {"RANK", "LOCAL_RANK", "WORLD_SIZE"}:
+                    self._need(variable, node, place)
 
     def _attribute(self, node: ast.Attribute, place: _Place) -> None:
         if node.attr == "local_rank" and isinstance(node.ctx, ast.Load):
@@ -543,6 +579,23 @@ _SIMPLE_CALLS = {
     "DistributedDataParallel": "ddp",
     "FSDP": "fsdp",
 }
+
+
+def _inside(node: ast.AST, child: ast.AST, place: _Place) -> _Place:
+    """The place of a child: what its parent puts around it."""
+    if isinstance(node, (ast.While, ast.For, ast.AsyncFor)):
+        return replace(place, loop=True, certain=False)
+    if isinstance(node, ast.arguments) or (isinstance(node, ast.Call) and _last(node.func) in _DECLARING):
+        return replace(place, default=True)
+    if isinstance(node, (ast.Try, ast.IfExp, ast.BoolOp, ast.comprehension, ast.Lambda, ast.ExceptHandler)):
+        return replace(place, certain=False)
+    if isinstance(node, ast.ClassDef):
+        return replace(place, function="?")
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        if child in node.decorator_list or child is node.args:
+            return place
+        return replace(place, function="?" if place.function else node.name, certain=True, condition=False, loop=False)
+    return place
 
 
 def _line_starts(text: str) -> list[int]:
