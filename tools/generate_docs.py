@@ -1,9 +1,16 @@
 #!/usr/bin/env python3
-"""Write docs/rules/*.md and its index from the rules. ``--check`` writes nothing and fails when they are stale."""
+"""Write docs/rules/*.md and its index from the rules, and the output that README.md shows.
+
+``--check`` writes nothing and fails when something is stale.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +21,8 @@ from mgpu_doctor.rule_page import page_name, rule_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "docs" / "rules"
+README = ROOT / "README.md"
+OUTPUT = re.compile(r"(<!-- output of: mgpu-doctor (?P<arguments>.+?) -->\n```text\n)(?P<output>.*?)(```\n)", re.DOTALL)
 COMMAND = "python tools/generate_docs.py"
 
 
@@ -50,6 +59,29 @@ def index(checks: list[Check]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def readme() -> str:
+    """README.md with the output of its commands as it is now."""
+    return OUTPUT.sub(
+        lambda match: match[1] + output_of(match["arguments"]) + match[4], README.read_text(encoding="utf-8")
+    )
+
+
+def output_of(arguments: str) -> str:
+    """What mgpu-doctor prints, 100 columns wide."""
+    dropped = ("FORCE_COLOR", "CUDA_VISIBLE_DEVICES")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    done = subprocess.run(
+        [sys.executable, "-m", "mgpu_doctor", *shlex.split(arguments)],
+        env=environment | {"NO_COLOR": "1", "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"mgpu-doctor {arguments} failed: {done.stderr}")
+    return done.stdout
+
+
 def stale(wanted: dict[str, str]) -> list[str]:
     """Names of pages that are missing, differ, or have no rule any more."""
     present = {path.name: path.read_text(encoding="utf-8") for path in RULES.glob("*.md")}
@@ -63,11 +95,14 @@ def main() -> int:
     arguments = parser.parse_args()
     wanted = pages()
     names = stale(wanted)
+    text = readme() if README.exists() else ""
+    old_readme = text != (README.read_text(encoding="utf-8") if README.exists() else "")
     if arguments.check:
-        if names:
-            print(f"docs/rules is stale: {', '.join(names)}", file=sys.stderr)
+        old = [f"docs/rules/{name}" for name in names] + ["README.md"] * old_readme
+        if old:
+            print(f"stale: {', '.join(old)}", file=sys.stderr)
             print(f"run: {COMMAND}", file=sys.stderr)
-        return 1 if names else 0
+        return 1 if old else 0
     RULES.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name in wanted:
@@ -75,6 +110,9 @@ def main() -> int:
         else:
             (RULES / name).unlink()
         print(f"{'wrote' if name in wanted else 'removed'} docs/rules/{name}")
+    if old_readme:
+        README.write_text(text, encoding="utf-8")
+        print("wrote README.md")
     return 0
 
 
