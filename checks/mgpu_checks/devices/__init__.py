@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mgpu_doctor.authoring import (
+    Argument,
     Case,
     Command,
     Edit,
@@ -281,3 +282,35 @@ def uses_cuda(launch: Launch) -> bool | None:
     if any(seen.detail in {"torch.cuda.is_available", "torch.cuda.device_count"} for seen in calls):
         return None
     return True if calls else None
+
+
+_NAMES_A_DEVICE = frozenset(
+    {"gpu", "gpus", "gpu_id", "gpu_ids", "gpu_index", "device", "devices", "device_id", "device_ids", "cuda", "cuda_id"}
+)
+
+
+def device_arguments(launch: Launch) -> Iterator[tuple[Argument, tuple[int, ...]]]:
+    """Arguments of the program that number devices inside the visible list.
+
+    ``cuda:N`` does so by itself; a bare number only when the program's source hands it to torch and the program does
+    not set CUDA_VISIBLE_DEVICES from it.
+    """
+    program = program_of(launch)
+    for argument in launch.target.arguments:
+        if argument.name is None or argument.value is None:
+            continue
+        named = re.fullmatch(r"cuda:(\d+)", argument.value)
+        if named is not None:
+            yield argument, (int(named.group(1)),)
+            continue
+        numbers = indices(argument.value.strip("[]"))
+        if numbers is None or program is None or argument.name not in _NAMES_A_DEVICE:
+            continue
+        if set_by_program(program, VISIBLE) is None and _hands_to_torch(program, argument.name):
+            yield argument, numbers
+
+
+def _hands_to_torch(program: Program, name: str) -> bool:
+    where = r"(?:set_device\(|torch\.device\(|\.to\(|\.cuda\(|device_ids\s*=|cuda:\{?)"
+    use = rf"{where}[^\n]*\b(?:args|opt|cfg|config)\.{name}\b"
+    return re.search(use, program.source.text) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from mgpu_checks.devices import SET_UP_BY_LIBRARY, VISIBLE, on_cpu, program_of, ranks_here, set_by_program
@@ -34,6 +35,18 @@ RULE = Rule(
             "the same number in every rank",
             "torchrun --nproc_per_node 2 fit.py",
             files={"fit.py": _HEAD + "torch.cuda.set_device(0)\n" + _WRAP},
+        ),
+        Example(
+            "every rank loads to one card",
+            "torchrun --nproc_per_node 2 fit.py",
+            files={"fit.py": _HEAD + _SET + "state = torch.load('last.pt', map_location='cuda:0')\n" + _WRAP},
+        ),
+        Example(
+            "pinned beside a library",
+            "accelerate launch --multi_gpu --num_processes 2 fit.py",
+            files={
+                "fit.py": "from accelerate import Accelerator\n\nmodel = Accelerator().prepare(build().to('cuda:0'))\n"
+            },
         ),
     ),
     good=(
@@ -96,10 +109,14 @@ def _culprit(program: Program) -> tuple[Seen, str] | None:
     fixed = next((seen for seen in program.all("set-device") if seen.detail.isdigit()), None)
     if fixed is not None:
         return fixed, f"set_device({fixed.detail}) puts all {{ranks}} ranks on cuda:{fixed.detail}."
+    loads = next((seen for seen in program.all("cuda-device") if _is_map_location(program, seen)), None)
+    if loads is not None:
+        return loads, f"map_location puts what all {{ranks}} ranks load on {loads.detail}."
     if _selects(program):
         return None
-    pinned = program.first("cuda-device")
-    if pinned is not None and not program.all("accelerator", "trainer"):
+    maps = program.all("device-map")
+    pinned = next((s for s in program.all("cuda-device") if not any(m.span.contains(s.span) for m in maps)), None)
+    if pinned is not None:
         return pinned, f"{pinned.detail} is the same card in all {{ranks}} ranks, and nothing selects a rank's own."
     if program.all(*SET_UP_BY_LIBRARY):
         return None
@@ -113,6 +130,11 @@ def _culprit(program: Program) -> tuple[Seen, str] | None:
             "compute on cuda:0."
         )
     return moved[0], ".cuda() without set_device(local_rank) means cuda:0 in all {ranks} ranks."
+
+
+def _is_map_location(program: Program, seen: Seen) -> bool:
+    before = program.source.text[max(0, seen.span.start - 40) : seen.span.start]
+    return re.search(r"map_location\s*=\s*(?:torch\.device\(\s*)?$", before) is not None
 
 
 def _selects(program: Program) -> bool:

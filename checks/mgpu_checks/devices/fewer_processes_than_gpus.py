@@ -25,11 +25,7 @@ RULE = Rule(
     ),
     bad=(
         Example("half of the list", "CUDA_VISIBLE_DEVICES=0,1,2,3 torchrun --nproc_per_node 2 train.py"),
-        Example(
-            "one process",
-            "CUDA_VISIBLE_DEVICES=4,5 accelerate launch --num_processes 1 train.py",
-            facts=None,
-        ),
+        Example("one process", "CUDA_VISIBLE_DEVICES=4,5 accelerate launch --num_processes 1 train.py"),
     ),
     good=(
         Example("as many", "CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node 2 train.py"),

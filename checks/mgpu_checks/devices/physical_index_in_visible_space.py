@@ -5,8 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mgpu_checks.devices import VISIBLE, at_least, elsewhere, indices, listed, program_of, set_by_program
+from mgpu_checks.devices import (
+    VISIBLE,
+    at_least,
+    device_arguments,
+    elsewhere,
+    indices,
+    listed,
+    program_of,
+    set_by_program,
+)
 from mgpu_doctor.authoring import (
+    Argument,
     Case,
     Evidence,
     Example,
@@ -23,6 +33,15 @@ from mgpu_doctor.authoring import (
     report,
 )
 
+_TAKES_NUMBER = (
+    "import argparse\nimport torch\n\nparser = argparse.ArgumentParser()\nparser.add_argument('--gpu', type=int)\n"
+    "args = parser.parse_args()\ntorch.cuda.set_device(args.gpu)\n"
+)
+_SETS_LIST = (
+    "import argparse\nimport os\n\nparser = argparse.ArgumentParser()\nparser.add_argument('--gpu')\n"
+    "args = parser.parse_args()\nos.environ['CUDA_VISIBLE_DEVICES'] = args.gpu\nimport torch\n\n"
+    "net = torch.nn.Linear(8, 8).cuda()\n"
+)
 _PINNED = "import torch\n\nmodel = torch.nn.Linear(8, 8).to('cuda:4')\n"
 
 RULE = Rule(
@@ -42,12 +61,22 @@ RULE = Rule(
         Example("named behind the script", "CUDA_VISIBLE_DEVICES=4,5 python run.py --device cuda:5"),
         Example("Lightning's devices", "CUDA_VISIBLE_DEVICES=2,3 python fit.py fit --trainer.devices=2,3", facts=None),
         Example(
+            "a number that the program hands to torch",
+            "CUDA_VISIBLE_DEVICES=1 python run.py --gpu 1",
+            files={"run.py": _TAKES_NUMBER},
+        ),
+        Example(
             "an older deepspeed",
             "CUDA_VISIBLE_DEVICES=2,3 deepspeed train.py",
             facts={"packages": {"deepspeed": "0.12.6", "torch": "2.1.2"}},
         ),
     ),
     good=(
+        Example(
+            "a program that sets the list from its argument",
+            "CUDA_VISIBLE_DEVICES=4,5 python run.py --gpu 4",
+            files={"run.py": _SETS_LIST},
+        ),
         Example("numbers inside the list", "CUDA_VISIBLE_DEVICES=4,5 python run.py --device cuda:1"),
         Example("no list", "python run.py --device cuda:5"),
         Example("a script that sets the list itself", "CUDA_VISIBLE_DEVICES=4,5 python run.py --gpu 4"),
@@ -121,16 +150,8 @@ def _in_program(launch: Launch, wanted: tuple[int, ...]) -> Iterator[Finding]:
 
 
 def _behind_script(launch: Launch, wanted: tuple[int, ...]) -> Iterator[Finding]:
-    for argument in launch.target.arguments:
-        if argument.name is None or argument.value is None:
-            continue
-        match = re.fullmatch(r"cuda:(\d+)", argument.value)
-        numbers: tuple[int, ...] | None = (int(match.group(1)),) if match else None
-        if numbers is None and argument.name in _DEVICES_OF_LIGHTNING and "," in argument.value:
-            numbers = indices(argument.value.strip("[]"))
-        if numbers is None or all(number < len(wanted) for number in numbers):
-            continue
-        if not set(numbers) <= set(wanted):
+    for argument, numbers in (*device_arguments(launch), *_of_lightning(launch)):
+        if all(number < len(wanted) for number in numbers) or not set(numbers) <= set(wanted):
             continue
         inside = tuple(wanted.index(number) for number in numbers)
         yield report(
@@ -138,8 +159,17 @@ def _behind_script(launch: Launch, wanted: tuple[int, ...]) -> Iterator[Finding]
             f"{argument.flag} {argument.value} gives physical numbers, but with "
             f"CUDA_VISIBLE_DEVICES={_joined(wanted)} the program sees {_known(wanted)}: `invalid device ordinal`.",
             launch.command.locate(argument.span),
-            fix=Fix(f"count inside the list: {argument.value.replace(_joined(numbers), _joined(inside))}"),
+            fix=Fix(f"count inside the list: {(argument.value or '').replace(_joined(numbers), _joined(inside))}"),
         )
+
+
+def _of_lightning(launch: Launch) -> Iterator[tuple[Argument, tuple[int, ...]]]:
+    """Lists in the arguments of Lightning's command line, which count inside the visible list."""
+    argument = launch.target.argument(*_DEVICES_OF_LIGHTNING)
+    if argument is not None and argument.value is not None and re.search(r"[,\[]", argument.value):
+        numbers = indices(argument.value.strip("[]"))
+        if numbers is not None:
+            yield argument, numbers
 
 
 def _old_deepspeed(case: Case, launch: Launch, variable: Variable, wanted: tuple[int, ...]) -> Iterator[Finding]:

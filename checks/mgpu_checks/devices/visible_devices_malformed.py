@@ -54,7 +54,6 @@ RULE = Rule(
     ),
     good=(
         Example("a plain list", "CUDA_VISIBLE_DEVICES=0,1 python train.py"),
-        Example("blanks inside quotes do no harm", "CUDA_VISIBLE_DEVICES='0, 1' echo"),
         Example("quotes that the shell removes", 'CUDA_VISIBLE_DEVICES="4,5" python train.py'),
         Example("UUIDs", "CUDA_VISIBLE_DEVICES=GPU-00000001,GPU-00000002 python train.py"),
         Example("a MIG instance", "CUDA_VISIBLE_DEVICES=MIG-00000000-1111-2222-3333-444444444444 python train.py"),

@@ -152,18 +152,21 @@ def _runs_before(program: Program, one: Seen, other: Seen) -> bool:
     if one.span.start >= other.span.start:
         return False
     if one.order == other.order:
-        return True
+        return not _in_definition(program.source, one.span.start, ("class ",))
     return not _in_definition(program.source, one.span.start)
 
 
-def _in_definition(source: Source, offset: int) -> bool:
+_DEFINITIONS = ("def ", "class ", "async ", "@")
+
+
+def _in_definition(source: Source, offset: int, kinds: tuple[str, ...] = _DEFINITIONS) -> bool:
     """Whether the top-level statement around an offset defines a function or a class."""
     lines = source.text[:offset].splitlines(keepends=True)
     if source.text[offset - 1 : offset] not in {"", "\n"} and lines and not lines[-1][:1].isspace():
-        return lines[-1].startswith(("def ", "class ", "async ", "@"))
+        return lines[-1].startswith(kinds)
     for line in reversed(lines):
         if line.strip() and not line[0].isspace() and line[0] not in "#)]}":
-            return line.startswith(("def ", "class ", "async ", "@"))
+            return line.startswith(kinds)
     return False
 
 

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.devices import Element, Selection, elements, elsewhere, gpu_count, kept, listed, selections
-from mgpu_doctor.authoring import Case, Example, Finding, Fix, Reference, Rule, Severity, Unknown, report
+from mgpu_checks.devices import (
+    VISIBLE,
+    Element,
+    Selection,
+    device_arguments,
+    elements,
+    elsewhere,
+    gpu_count,
+    indices,
+    kept,
+    listed,
+    program_of,
+    selections,
+    set_by_program,
+)
+from mgpu_doctor.authoring import Case, Example, Finding, Fix, Launch, Reference, Rule, Severity, Unknown, report
 
 _FOUR = [
     {"index": index, "name": "NVIDIA A100-SXM4-80GB", "memory_gib": 80, "uuid": f"GPU-{index}a0b1c2d-1111"}
@@ -47,8 +61,17 @@ RULE = Rule(
             "torchrun --nproc_per_node 2 train.py",
             facts={"gpus": _FOUR, "env": {"CUDA_VISIBLE_DEVICES": "0,4"}},
         ),
+        Example(
+            "a card that the program pins",
+            "python run.py",
+            files={"run.py": "import torch\n\nnet = torch.nn.Linear(8, 8).to('cuda:4')\n"},
+            facts={"gpus": _FOUR},
+        ),
+        Example("behind the script", "CUDA_VISIBLE_DEVICES=0,1 python run.py --device cuda:2"),
+        Example("a slot", "deepspeed --include localhost:3,4 train.py", facts={"gpus": _FOUR}),
     ),
     good=(
+        Example("a visible device", "CUDA_VISIBLE_DEVICES=4,5 python run.py --device cuda:1"),
         Example("the last GPU", "CUDA_VISIBLE_DEVICES=7 python train.py"),
         Example("no inventory is known", "CUDA_VISIBLE_DEVICES=0,15 python train.py", facts=None),
         Example("ended on purpose", "CUDA_VISIBLE_DEVICES=0,1,-1 python train.py"),
@@ -87,6 +110,10 @@ def find(case: Case) -> Iterator[Finding]:
         finding = _cut(case, selection)
         if finding is not None:
             yield finding
+    for launch in case.launches:
+        if not elsewhere(launch.command):
+            yield from _slots(case, launch)
+            yield from _beyond(launch)
 
 
 def _cut(case: Case, selection: Selection) -> Finding | None:
@@ -135,3 +162,59 @@ def _on_machine(case: Case, found: tuple[Element, ...], count: int) -> tuple[Ele
             break
         out.append(element)
     return tuple(out)
+
+
+def _slots(case: Case, launch: Launch) -> Iterator[Finding]:
+    """Slots of deepspeed's filter that the machine does not have."""
+    layer = launch.layer("deepspeed")
+    option = layer.option("include") if layer is not None and layer.option("hostfile") is None else None
+    value = option.value if option is not None else None
+    if option is None or value is None or "@" in value or not value.startswith("localhost:"):
+        return
+    wanted, count = indices(value.partition(":")[2]), case.require(gpu_count(case))
+    missing = [index for index in wanted or () if index >= count]
+    if missing and count:
+        yield report(
+            RULE,
+            f"{option.flag} {value} names GPU {listed(missing)}, but the machine has {count}: older releases of "
+            "deepspeed refuse the slot, newer ones pass it on and its rank finds no device.",
+            launch.command.locate(option.span),
+            evidence=(f"GPUs known from {case.facts.origin}: {count}",),
+            fix=Fix(f"name GPUs that the machine has ({listed(tuple(range(count)))})"),
+        )
+
+
+def _beyond(launch: Launch) -> Iterator[Finding]:
+    """Devices that the program or its arguments name beyond what the process can see."""
+    visible = launch.visible.value
+    if isinstance(visible, Unknown) or not visible.entries:
+        return
+    have = len(visible.entries)
+    seen = f"{have} GPU{'s are' if have > 1 else ' is'} visible"
+    physical = {entry for entry in visible.entries if not visible.all}
+    for argument, numbers in device_arguments(launch):
+        missing = [number for number in numbers if number >= have and str(number) not in physical]
+        if missing:
+            yield report(
+                RULE,
+                f"{argument.flag} {argument.value} names cuda:{missing[0]}, but {seen} (cuda:0"
+                f"{f' to cuda:{have - 1}' if have > 1 else ''}).",
+                launch.command.locate(argument.span),
+                fix=Fix("name a device that is visible"),
+            )
+    program = program_of(launch)
+    if program is None or set_by_program(program, VISIBLE) is not None:
+        return
+    if any(call.detail == "torch.cuda.device_count" for call in program.all("cuda-call")):
+        return
+    for fact in program.all("cuda-device"):
+        number = int(fact.detail.removeprefix("cuda:"))
+        if number >= have and str(number) not in physical:
+            yield report(
+                RULE,
+                f"The program uses {fact.detail}, but {seen} (cuda:0{f' to cuda:{have - 1}' if have > 1 else ''}): "
+                "`invalid device ordinal`.",
+                program.locate(fact),
+                fix=Fix("name a device that is visible, or make more visible"),
+            )
+            return
