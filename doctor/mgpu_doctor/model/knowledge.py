@@ -24,7 +24,7 @@ class Knowledge(Protocol):
         ...
 
     def releases_with(self, launcher: str, flag: str) -> tuple[str, ...]:
-        """The known releases whose launcher has an option with this exact spelling, oldest first; empty when none has."""
+        """The known releases whose launcher has an option spelt exactly so, oldest first; empty when none has."""
         ...
 
     def fields(self, package: str, group: str | None = None) -> tuple[OptionSpec, ...] | Unknown:
