@@ -13,14 +13,17 @@ class Piece:
 
     ``text`` is None when the expansion's result is unknown. ``variable`` is the
     name for ``$NAME``/``${NAME…}``, ``$(`` for a command substitution, ``*`` for
-    a glob, None for literal text. ``written`` is the piece with quoting removed
-    but expansions left as the author wrote them.
+    a glob, ``<`` for a ``<placeholder>``, ``...`` for an elision, None for literal text. ``written`` is the
+    piece with quoting removed but expansions left as the author wrote them. ``early``
+    marks an expansion that an outer shell makes before the text in which it stands
+    is read: ``$X`` in ``srun bash -c "… $X …"``.
     """
 
     text: str | None
     written: str
     variable: str | None = None
     quoted: bool = False
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)
