@@ -1,0 +1,126 @@
+"""A launcher's option has no value, or one that the launcher refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mgpu_checks.launch import (
+    command_name,
+    is_certain,
+    is_switch,
+    parse_problems,
+    release_name,
+    stands_at,
+    typed_layers,
+)
+from mgpu_doctor.authoring import (
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Layer,
+    ParseProblem,
+    Reference,
+    Rule,
+    Severity,
+    delete_words,
+    replace,
+    report,
+)
+
+RULE = Rule(
+    code="MGD108",
+    slug="launcher-option-invalid",
+    title="The launcher refuses the option's value",
+    severity=Severity.ERROR,
+    summary="A launcher's option lacks its value, or has one of the wrong type or outside the choices.",
+    why=(
+        "The launcher's parser converts every value before anything starts: a word that is no whole number, a choice "
+        "that does not exist or a value behind a switch ends the run with a usage message. A switch takes no value "
+        "at all: in `--multi_gpu True train.py` the launcher takes `True` for the script."
+    ),
+    bad=(
+        Example("no number", "torchrun --nproc-per-node two train.py"),
+        Example("no whole number", "accelerate launch --num_processes 2.5 train.py"),
+        Example("no such choice", "accelerate launch --mixed_precision bf61 train.py"),
+        Example("no value", "accelerate launch --num_processes --multi_gpu train.py"),
+        Example("a value for a switch", "accelerate launch --multi_gpu=true --num_processes 2 train.py"),
+        Example("a switch with a word behind it", "accelerate launch --multi_gpu True train.py"),
+        Example("nodes that are no range", "torchrun --nnodes 1-2 --nproc_per_node 8 train.py"),
+        Example("a slot that is no number", "deepspeed --include localhost:0,one train.py"),
+    ),
+    good=(
+        Example("numbers and choices", "accelerate launch --num_processes 2 --mixed_precision bf16 train.py"),
+        Example("words that torchrun takes", "torchrun --nproc-per-node gpu --nnodes 1:2 --rdzv-backend c10d train.py"),
+        Example("a value that is not known", "torchrun --nproc-per-node $NPROC train.py"),
+        Example("the script's own option", "torchrun --nproc-per-node 2 train.py --mixed_precision nonsense"),
+        Example("a script named like a value", "accelerate launch --multi_gpu true.py"),
+    ),
+    sources=(
+        Reference(
+            "accelerate 1.7.0, commands/launch.py launch_command_parser()", "types and choices of the options", ran=True
+        ),
+        Reference(
+            "torch 2.13.0, distributed/run.py determine_local_world_size(), parse_min_max_nnodes()",
+            "Unsupported nproc_per_node value; nnodes is not in MIN:MAX format",
+        ),
+        Reference("deepspeed 0.16.9, launcher/runner.py parse_node_config()", "int() of every slot"),
+    ),
+    fix="give the value that the launcher expects",
+)
+
+_KINDS = ("missing-value", "invalid-value", "invalid-choice", "unexpected-value", "unexpected-argument")
+_LOGICAL = frozenset({"true", "false", "yes", "no"})
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Values that a launcher's parser refuses, and words behind switches."""
+    for launch, layer, problem in parse_problems(case, *_KINDS):
+        if problem.kind == "invalid-choice" and not is_certain(layer) and not problem.suggestions:
+            continue
+        yield report(
+            RULE,
+            f"{command_name(layer)} refuses this: {problem.message} ({release_name(layer)}).",
+            launch.command.locate(problem.span),
+            fix=_fix(launch, problem),
+        )
+    for launch in case.launches:
+        yield from _word_behind_switch(launch)
+
+
+def _fix(launch: Launch, problem: ParseProblem) -> Fix | None:
+    if problem.kind == "unexpected-value" and problem.flag:
+        edits: tuple[Edit, ...] = ()
+        if stands_at(launch, problem.span, problem.flag):
+            edits = (replace(launch.command.source, problem.span, problem.flag),)
+        return Fix(f"{problem.flag} takes no value", edits)
+    if problem.suggestions:
+        edits = ()
+        text = launch.command.source.slice(problem.span)
+        if text and not set(text) & set("\"'$`\\"):
+            edits = (replace(launch.command.source, problem.span, problem.suggestions[0]),)
+        return Fix(f"write {problem.suggestions[0]}", edits)
+    return None
+
+
+def _word_behind_switch(launch: Launch) -> Iterator[Finding]:
+    word, layers = launch.target.word, typed_layers(launch)
+    if word is None or not layers or launch.target.kind != "script" or (word.value or "").lower() not in _LOGICAL:
+        return
+    layer: Layer = layers[-1]
+    if layer.opaque is not None or not layer.options:
+        return
+    last = layer.options[-1]
+    if not is_switch(last.spec) or not layer.argument_words or layer.argument_words[-1].span != last.span:
+        return
+    edits: tuple[Edit, ...] = ()
+    if stands_at(launch, word.span, word.value or ""):
+        edits = (delete_words(launch.command.source, word.span),)
+    yield report(
+        RULE,
+        f"{last.flag} takes no value: {command_name(layer)} would run {word.value!r} as the script.",
+        launch.command.locate(word.span),
+        fix=Fix(f"leave {word.value} out", edits),
+    )

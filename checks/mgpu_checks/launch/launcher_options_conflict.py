@@ -1,0 +1,80 @@
+"""Launcher options that exclude each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mgpu_checks.launch import command_name, parse_problems, release_name
+from mgpu_doctor.authoring import Case, Example, Finding, Fix, Layer, ParseProblem, Reference, Rule, Severity, report
+
+RULE = Rule(
+    code="MGD118",
+    slug="launcher-options-conflict",
+    title="Launcher options exclude each other",
+    severity=Severity.ERROR,
+    summary="The launcher's own checks refuse these options together.",
+    why=(
+        "Each option is fine alone; together the launcher raises an error before it starts a process. accelerate "
+        "takes one of `--cpu`, `--multi_gpu`, `--tpu`, `--use_deepspeed` and `--use_fsdp`; deepspeed either counts "
+        "(`--num_gpus`, `--num_nodes`) or names (`--include`, `--exclude`); no launcher runs a module without Python."
+    ),
+    bad=(
+        Example("two ways to choose GPUs", "deepspeed --num_gpus 2 --include localhost:0,1 train.py"),
+        Example("include and exclude", "deepspeed --include localhost:0,1 --exclude localhost:2 train.py"),
+        Example("two ways to run", "accelerate launch --multi_gpu --use_deepspeed --num_processes 4 train.py"),
+        Example("CPU and GPUs", "accelerate launch --cpu --multi_gpu train.py"),
+        Example("several GPUs, one process", "accelerate launch --multi_gpu --num_processes 1 train.py"),
+        Example("a module without Python", "torchrun --nproc_per_node 2 --no-python -m pkg.train"),
+        Example(
+            "no Python, but --local-rank",
+            "python -m torch.distributed.launch --nproc_per_node 2 --no_python ./train.sh",
+        ),
+    ),
+    good=(
+        Example("one way to choose GPUs", "deepspeed --include localhost:0,1 train.py"),
+        Example("the script's own options", "deepspeed --num_gpus 2 train.py --include localhost:0,1"),
+        Example("DeepSpeed alone", "accelerate launch --use_deepspeed --num_processes 4 train.py"),
+        Example("a program without Python", "torchrun --nproc_per_node 2 --no-python ./train.sh"),
+        Example("a count that is not known", "accelerate launch --multi_gpu --num_processes $N train.py"),
+    ),
+    sources=(
+        Reference(
+            "accelerate 1.7.0 and 1.15.0, commands/launch.py _validate_launch_command()",
+            "ValueError for more than one of --cpu/--multi_gpu/--tpu/--use_deepspeed/--use_fsdp, and for --multi_gpu "
+            "with less than 2 processes",
+        ),
+        Reference(
+            "deepspeed 0.9.5 to 0.19.8, launcher/runner.py main()",
+            "Cannot specify num_nodes/gpus with include/exclude; include_str and exclude_str are mutually exclusive",
+        ),
+        Reference("torch 2.13.0, distributed/run.py config_from_args(); distributed/launch.py launch()", "--no-python"),
+    ),
+    fix="keep one of them",
+)
+
+_FIXES = {
+    "Cannot specify": "keep the filter that names the GPUs and leave --num_gpus and --num_nodes out",
+    "include_str": "keep one of --include and --exclude",
+    "You can only use one": "keep one of them",
+    "You need to use at least 2": "leave --multi_gpu out, or start at least two processes",
+    "--module and": "keep one of --module and --no_python",
+    "Don't use both": "keep one of --module and --no_python",
+    "When using the": "add --use_env",
+}
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Combinations that a launcher refuses."""
+    for launch, layer, problem in parse_problems(case, "conflict", "refused"):
+        yield report(
+            RULE,
+            f"{command_name(layer)} refuses these options together: {problem.message} ({release_name(layer)}).",
+            launch.command.locate(problem.span),
+            evidence=_others(layer, problem),
+            fix=next((Fix(fix) for start, fix in _FIXES.items() if problem.message.startswith(start)), None),
+        )
+
+
+def _others(layer: Layer, problem: ParseProblem) -> tuple[str, ...]:
+    given = [option.flag for option in layer.options if option.span != problem.span]
+    return (f"given as well: {', '.join(given)}",) if given else ()

@@ -1,0 +1,87 @@
+"""A launcher's option is given twice with different values: the last one wins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mgpu_checks.launch import command_name, is_switch, is_typed, typed_layers
+from mgpu_doctor.authoring import (
+    Case,
+    Evidence,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Layer,
+    Option,
+    Reference,
+    Rule,
+    Severity,
+    Unknown,
+    delete_words,
+    report,
+)
+
+RULE = Rule(
+    code="MGD120",
+    slug="option-repeated",
+    title="An option is given twice",
+    severity=Severity.WARNING,
+    summary="The same launcher option stands twice with different values; the launcher keeps the last one.",
+    why=(
+        "argparse keeps the last value of an option without a word. A value that was left over from an earlier "
+        "version of the command, or a second spelling of the same option (`-H` and `--hostfile`), "
+        "then decides how many processes start or which port is used."
+    ),
+    bad=(
+        Example("two counts", "torchrun --nproc_per_node 4 --nproc_per_node 8 train.py"),
+        Example("two spellings", "torchrun --nproc-per-node=4 --nnodes 1 --nproc_per_node=2 train.py"),
+        Example("two ports", "accelerate launch --main_process_port 29501 --main_process_port 29502 train.py"),
+        Example("a short and a long name", "deepspeed -H hosts_a --hostfile hosts_b train.py"),
+    ),
+    good=(
+        Example("the same value twice", "torchrun --nproc_per_node 4 --nproc_per_node 4 train.py"),
+        Example("for launcher and script", "accelerate launch --mixed_precision bf16 train.py --mixed_precision fp16"),
+        Example("an option that collects values", "accelerate launch --env A=1 --env B=2 train.py"),
+        Example("a value that is not known", "torchrun --nproc_per_node 4 --nproc_per_node $N train.py"),
+        Example("a switch twice", "accelerate launch --multi_gpu --num_processes 2 --multi_gpu train.py"),
+    ),
+    sources=(Reference("CPython 3.13, Lib/argparse.py _StoreAction", "a later value replaces an earlier one"),),
+    fix="leave the earlier one out",
+    fixable=True,
+)
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Repeated options whose values differ."""
+    for launch in case.launches:
+        for layer in typed_layers(launch):
+            for dest in dict.fromkeys(option.dest for option in layer.options):
+                finding = _repeated(launch, layer, layer.options_for(dest))
+                if finding is not None:
+                    yield finding
+
+
+def _repeated(launch: Launch, layer: Layer, given: tuple[Option, ...]) -> Finding | None:
+    if len(given) < 2 or given[0].spec.action in {"append", "append_const", "count"} or is_switch(given[0].spec):
+        return None
+    # An option out of a variable followed by one in the command is the usual way to override a default.
+    if not all(is_typed(launch, option) for option in given):
+        return None
+    if any(isinstance(option.converted, Unknown) for option in given):
+        return None
+    last = given[-1]
+    different = tuple(option for option in given[:-1] if option.converted != last.converted)
+    if not different:
+        return None
+    source = launch.command.source
+    return report(
+        RULE,
+        f"{command_name(layer)} gets {different[0].flag} {different[0].value} and then {last.flag} {last.value}: "
+        f"{last.value} counts.",
+        launch.command.locate(different[0].span),
+        related=(Evidence("this one counts", launch.command.locate(last.span)),),
+        fix=Fix(
+            "leave the earlier one out", tuple(delete_words(source, option.span) for option in different), safe=True
+        ),
+    )
