@@ -1,0 +1,194 @@
+"""How ranks find each other: the rules of this family, and what they share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from mgpu_doctor.authoring import (
+    TORCHRUN_NAMES,
+    Case,
+    Command,
+    Edit,
+    Launch,
+    Layer,
+    Location,
+    Option,
+    Setting,
+    Span,
+    Unknown,
+    Variable,
+    insert,
+    replace,
+)
+
+DEFAULT_PORT = 29500
+"""The port of torch's, accelerate's and deepspeed's launchers when none is named."""
+
+PORT_OPTIONS = {"accelerate": "main_process_port", "deepspeed": "master_port"}
+PORT_FLAGS = {"accelerate": "--main_process_port", "deepspeed": "--master_port"}
+_AWAY = {"docker", "podman", "nvidia-docker", "kubectl", "ssh", "pdsh", "clush", "gcloud", "ray", "enroot"}
+_LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1|\[::1\]|ip6-localhost", re.IGNORECASE)
+
+
+def binding_layer(launch: Launch) -> Layer | None:
+    """The layer that listens on the launch's port."""
+    if launch.rendezvous is None or launch.rendezvous.used_by is None:
+        return None
+    return launch.layer(launch.rendezvous.used_by)
+
+
+def is_torchrun(layer: Layer | None) -> bool:
+    """Whether the layer is torchrun under one of its names."""
+    return layer is not None and layer.launcher in TORCHRUN_NAMES
+
+
+def port_option(layer: Layer) -> Option | None:
+    """The option that names the port: the launcher's own, or torchrun's endpoint."""
+    if layer.launcher in TORCHRUN_NAMES:
+        return layer.option("rdzv_endpoint") or layer.option("master_port")
+    return layer.option(PORT_OPTIONS.get(layer.launcher, ""))
+
+
+def port_place(launch: Launch) -> Location:
+    """Where the port is written; the launcher's name when it is a default."""
+    rendezvous, layer = launch.rendezvous, binding_layer(launch)
+    if rendezvous is not None and rendezvous.port is not None:
+        where = rendezvous.port.origin.location
+        if where is not None and where.span.end > where.span.start:
+            return where
+    if layer is None or layer.implied:
+        return launcher_place(launch)
+    option = port_option(layer)
+    if option is not None:
+        return launch.command.locate(option.span)
+    return launch.command.locate(layer.span)
+
+
+def launcher_place(launch: Launch) -> Location:
+    """The words that name the innermost launcher that somebody typed."""
+    for layer in reversed(launch.layers):
+        if not layer.implied and layer.command_words:
+            return launch.command.locate(layer.span)
+    return launch.command.locate(launch.command.span)
+
+
+def port_edit(launch: Launch, port: int) -> Edit | None:
+    """An edit that gives the launch another port; None when the port is not written where it could be changed."""
+    layer = binding_layer(launch)
+    if layer is None:
+        return None
+    if layer.implied:
+        return variable_edit(launch.command, "MASTER_PORT", str(port))
+    option = port_option(layer)
+    if option is not None:
+        return _option_edit(launch, option, port)
+    if launch.rendezvous is not None and launch.rendezvous.port is not None:
+        origin = launch.rendezvous.port.origin
+        if origin.kind == "variable":
+            return variable_edit(launch.command, origin.detail, str(port), add=False)
+    return option_insertion(launch, layer, f"{PORT_FLAGS.get(layer.launcher, '--master_port')} {port}")
+
+
+def _option_edit(launch: Launch, option: Option, port: int) -> Edit | None:
+    if not option.values or not is_typed(launch.command, option):
+        return None
+    word = option.values[0]
+    if not word.is_literal or word.value is None:
+        return None
+    if option.dest == "rdzv_endpoint":
+        host, colon, old = word.value.rpartition(":")
+        if not colon or not old.isdigit():
+            return None
+        return replace(launch.command.source, word.span, f"{host}:{port}")
+    return replace(launch.command.source, word.span, str(port))
+
+
+def option_insertion(launch: Launch, layer: Layer, words: str) -> Edit | None:
+    """An edit that adds words behind the launcher's name; None when the name comes out of a variable."""
+    last = layer.command_words[-1] if layer.command_words else None
+    if layer.implied or last is None or not last.is_literal or last.origin is not None:
+        return None
+    return insert(launch.command.source, last.span.end, f" {words}")
+
+
+def variable_edit(command: Command, name: str, text: str, *, add: bool = True) -> Edit | None:
+    """An edit that gives a variable a value: where it is set, or (``add``) in front of the command."""
+    variable = command.variable(name)
+    if variable is None:
+        return insert(command.source, command.span.start, f"{name}={text} ") if add else None
+    return value_edit(variable, text)
+
+
+def value_edit(variable: Variable, text: str) -> Edit | None:
+    """An edit of a variable's written value; None when it is inherited or built from other variables."""
+    at, value = variable.location, variable.value
+    if at is None or value is None or not value.is_literal or value.origin is not None:
+        return None
+    written = at.source.slice(at.span)
+    start = written.find(variable.name + "=")
+    if start < 0:
+        return None
+    return replace(at.source, Span(at.span.start + start + len(variable.name) + 1, at.span.end), text)
+
+
+def is_typed(command: Command, option: Option) -> bool:
+    """Whether the option stands in the text as it was read, so that an edit of it touches nothing else."""
+    return command.source.slice(option.span).startswith(option.flag)
+
+
+def free_port(case: Case, besides: Iterable[int] = ()) -> int:
+    """A port for a fix: one that was found free, or one that nothing is known to use."""
+    used = set(besides)
+    for launch in case.launches:
+        if launch.rendezvous is not None and launch.rendezvous.port is not None:
+            used.add(launch.rendezvous.port.known or 0)
+    if not isinstance(case.facts.ports_in_use, Unknown):
+        used.update(case.facts.ports_in_use)
+    for port in case.facts.free_ports:
+        if port not in used:
+            return port
+    return next(port for port in range(DEFAULT_PORT + 1, 65536) if port not in used)
+
+
+def runs_elsewhere(launch: Launch) -> bool:
+    """Whether the command runs in a container or on another machine, whose ports are its own."""
+    return any(wrapper.name.split()[0] in _AWAY for wrapper in launch.command.wrappers)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address leads to the machine itself on every machine."""
+    return _LOOPBACK.fullmatch(address.strip()) is not None
+
+
+def known_address(launch: Launch) -> str | None:
+    """The address where the ranks meet, when it is known."""
+    if launch.rendezvous is None or launch.rendezvous.address is None:
+        return None
+    return launch.rendezvous.address.known
+
+
+def is_hidden(setting: Setting[int] | Setting[str] | None) -> bool:
+    """Whether only an environment that nobody looked at could tell the value."""
+    return setting is not None and isinstance(setting.value, Unknown) and setting.origin.kind == "facts"
+
+
+def chain(command: Command) -> tuple[Command, ...]:
+    """The command with those that run the scripts in which it stands, outermost first."""
+    found = [command]
+    while found[-1].called_from is not None and len(found) < 32:
+        found.append(found[-1].called_from)
+    return tuple(reversed(found))
+
+
+def starts_copies(launch: Launch) -> bool:
+    """Whether a scheduler or an MPI starter runs the command once per task."""
+    return launch.layer("srun", "mpirun") is not None
+
+
+def at_least(version: str | None, *wanted: int) -> bool | None:
+    """Whether a version is a given release or a later one; None when it is not known."""
+    match = re.match(r"\d+(?:\.\d+)*", version or "")
+    if match is None:
+        return None
+    return tuple(int(part) for part in match.group(0).split(".")) >= wanted
