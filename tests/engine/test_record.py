@@ -36,6 +36,22 @@ class Box(Generic[T]):
     value: T
 
 
+@dataclass(slots=True)
+class Counter:
+    """A record that may change."""
+
+    count: int = 0
+    seen: list[str] = field(default_factory=list)
+
+
+def test_a_record_that_is_not_frozen_may_change_and_has_no_hash() -> None:
+    counter = Counter()
+    counter.count += 1
+    counter.seen.append("a")
+    assert counter == Counter(1, ["a"])
+    assert Counter.__hash__ is None
+
+
 def test_fields_are_taken_by_place_and_by_name() -> None:
     assert (Point(1).y, Point(1, 5).y, Point(x=1, y=7).total, Box("a").value) == (2, 5, 8, "a")
     with pytest.raises(TypeError):

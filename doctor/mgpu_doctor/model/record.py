@@ -1,4 +1,4 @@
-"""``dataclass`` for the frozen, slotted records of this program, at a fraction of the cost of importing them.
+"""``dataclass`` for the slotted records of this program, at a fraction of the cost of importing them.
 
 The standard library compiles six methods for each class when its module is imported, and imports
 ``inspect``; for the types of this program that is a third of the time that ``explain`` may take in all.
@@ -30,11 +30,10 @@ else:
         """A default that is made anew for each instance, or a plain one."""
         return _Field(default, default_factory)
 
-    def dataclass(*, frozen: bool, slots: bool) -> Any:
-        """Decorate a class whose annotations are its fields; only frozen and slotted ones are offered."""
-        assert frozen
+    def dataclass(*, slots: bool, frozen: bool = False) -> Any:
+        """Decorate a class whose annotations are its fields; only slotted ones without a base are offered."""
         assert slots
-        return _record
+        return _frozen if frozen else _changeable
 
     def replace(instance: Any, /, **changes: Any) -> Any:
         """A copy with some fields changed."""
@@ -43,7 +42,14 @@ else:
                 changes[name] = getattr(instance, name)
         return type(instance)(**changes)
 
-    def _record(template: type) -> type:
+    def _frozen(template: type) -> type:
+        methods = {"__hash__": _hash, "__setattr__": _refuse, "__delattr__": _refuse}
+        return _record(template, methods)
+
+    def _changeable(template: type) -> type:
+        return _record(template, {"__hash__": None})
+
+    def _record(template: type, methods: dict[str, Any]) -> type:
         names = tuple(template.__annotations__)
         namespace = dict(template.__dict__)
         for name in ("__dict__", "__weakref__"):
@@ -54,15 +60,13 @@ else:
             __match_args__=names,
             __init__=_first_init,
             __eq__=_eq,
-            __hash__=_hash,
             __repr__=namespace.get("__repr__", _repr),
-            __setattr__=_refuse,
-            __delattr__=_refuse,
             __getstate__=_getstate,
             __setstate__=_setstate,
             __dataclass_fields__=_Fields(defaults),
             record_values=staticmethod(attrgetter(*names) if names else lambda _: ()),
             record_defaults=defaults,
+            **methods,
         )
         return type(template)(template.__name__, template.__bases__, namespace)
 
