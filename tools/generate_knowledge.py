@@ -13,8 +13,8 @@ imported or run.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "doctor"))
 
-from mgpu_doctor.knowledge import layout, tables  # noqa: E402
+from mgpu_doctor.knowledge import environment, installed, layout, tables  # noqa: E402
 from mgpu_doctor.knowledge.reader import UnreadableSourceError  # noqa: E402
 
 RELEASES: dict[str, tuple[str, ...]] = {
@@ -63,7 +63,6 @@ RELEASES: dict[str, tuple[str, ...]] = {
     ),
     "deepspeed": (
         "0.9.5",
-        "0.10.3",
         "0.11.2",
         "0.12.6",
         "0.13.5",
@@ -91,6 +90,24 @@ RELEASES: dict[str, tuple[str, ...]] = {
         "2.12.1",
         "2.13.0",
     ),
+    "huggingface_hub": (
+        "0.20.3",
+        "0.23.5",
+        "0.25.2",
+        "0.28.1",
+        "0.30.2",
+        "0.34.4",
+        "0.36.0",
+        "1.0.1",
+        "1.6.0",
+        "2.4.0",
+    ),
+    "datasets": ("2.16.1", "2.21.0", "3.6.0", "4.0.0", "5.2.0"),
+    "peft": ("0.10.0", "0.14.0", "0.15.2", "0.18.1"),
+    "trl": ("0.9.6", "0.12.0", "0.19.0", "0.24.0"),
+    "bitsandbytes": ("0.43.3", "0.48.1"),
+    "triton": ("3.1.0", "3.5.0"),
+    "ms_swift": ("2.6.1", "3.9.0", "3.12.0", "4.0.0"),
     "llamafactory": ("0.7.1", "0.8.3", "0.9.0", "0.9.1", "0.9.2", "0.9.3", "0.9.4", "0.9.5"),
     "transformers": (
         "4.40.2",
@@ -119,7 +136,30 @@ RELEASES: dict[str, tuple[str, ...]] = {
         "5.23.0",
     ),
 }
-"""The last patch release of each minor release; of transformers 5 those that frameworks pin."""
+"""The last patch release; of transformers 5 those that frameworks pin."""
+
+
+NCCL_RELEASES = (
+    "2.10.3",
+    "2.14.3",
+    "2.18.5",
+    "2.19.3",
+    "2.20.5",
+    "2.21.5",
+    "2.22.3",
+    "2.26.2",
+    "2.27.5",
+    "2.28.9",
+    "2.29.7",
+    "2.30.7",
+)
+"""Releases that PyTorch wheels were built with."""
+
+MENTION = re.compile(
+    r"\b(?:ACCELERATE|BNB|CUDA|CUDNN|DEEPSPEED|DS|FSDP|GLOO|HF|HUGGINGFACE|HUGGING_FACE|MEGATRON_LM|NCCL|PET|PYTORCH|"
+    r"TORCH|TORCHELASTIC|TORCHINDUCTOR|TRANSFORMERS|TRITON|TOKENIZERS)_[A-Z0-9_]*[A-Z0-9]\b"
+)
+"""Words that may be variables' names; a misspelling is looked for only among names that no source has."""
 
 
 def unpacked(package: str, version: str, sources: Path) -> Path | None:
@@ -175,15 +215,75 @@ def table_of(package: str, sources: Path) -> dict[str, object]:
         except UnreadableSourceError as error:
             print(f"{package} {version}: {error}", file=sys.stderr)
             continue
-        provenance[version] = {
-            name: hashlib.sha256(text.encode()).hexdigest() for name, text in sorted(reading.texts.items())
-        }
+        found[version] |= extra_tables(package, folder)
+        provenance[version] = {name: tables.digest(text) for name, text in sorted(reading.texts.items())}
     names = sorted({name for table in found.values() for name in table})
     return {
         "package": package,
         "releases": list(found),
         "provenance": provenance,
         "tables": {name: tables.merge([table.get(name, []) for table in found.values()]) for name in names},
+    }
+
+
+def split(data: dict[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    """The data without its variables, and the variables: most commands need only one of the two."""
+    held = data["tables"]
+    assert isinstance(held, dict)
+    apart = {name: table for name, table in held.items() if name in {"variables", "mentioned"}}
+    rest = {name: table for name, table in held.items() if name not in apart}
+    if "mentioned" in apart:
+        apart["mentioned"] = {
+            "0": "\n".join(sorted({text for lines in apart["mentioned"].values() for text in lines.split("\n")}))
+        }
+    variables = {"package": data["package"], "releases": data["releases"], "provenance": {}, "tables": apart}
+    return {**data, "tables": rest}, variables
+
+
+def extra_tables(package: str, folder: Path) -> layout.Tables:
+    """What only the whole release tells: modules, variables, console commands, requirements."""
+    out: layout.Tables = {}
+    modules = layout.read_modules(package, (folder,))
+    if modules:
+        out["modules"] = list(modules)
+    variables: set[str] = set()
+    mentioned: set[str] = set()
+    for path in folder.rglob("*.py"):
+        relative = path.relative_to(folder).parts
+        if relative[0] in {"tests", "setup.py", "benchmarks"} or "tests" in relative or "testing" in relative[:-1]:
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        variables |= environment.read_variables(text)
+        mentioned |= set(MENTION.findall(text))
+    out["variables"] = sorted(variables)
+    out["mentioned"] = sorted(mentioned - variables)
+    for metadata in folder.glob("*.dist-info"):
+        distribution = installed.Distribution("", folder, metadata)
+        out["scripts"] = sorted(installed.entry_points(distribution, "console_scripts"))
+        out["requires"] = [line for line in installed.requirements(distribution) if "extra ==" not in line]
+    if package == "deepspeed":
+        # Published as source: setup.py's scripts are files under bin/.
+        out["scripts"] = sorted(path.name for path in (folder / "bin").iterdir())
+    return {name: table for name, table in out.items() if table}
+
+
+def nccl_table(sources: Path) -> dict[str, object]:
+    """The variables that NCCL reads, by release, out of a clone of its repository at ``sources/nccl``."""
+    repository = str(sources / "nccl")
+    found: list[list[object]] = []
+    for version in NCCL_RELEASES:
+        text = subprocess.run(
+            ["git", "-C", repository, "grep", "-hE", "NCCL_PARAM\\(|NCCL_[A-Z0-9_]{3,}", f"v{version}-1", "--", "src"],
+            capture_output=True, text=True, check=True, errors="replace",
+        ).stdout  # fmt: skip
+        names = {f"NCCL_{name}" for name in re.findall(r'NCCL_PARAM\([A-Za-z0-9_]+, *"([A-Z0-9_]+)"', text)}
+        names |= set(re.findall(r'"(NCCL_[A-Z0-9_]+)"', text))
+        found.append(sorted(names))
+    return {
+        "package": "nccl",
+        "releases": list(NCCL_RELEASES),
+        "provenance": {version: {"git tag": f"v{version}-1"} for version in NCCL_RELEASES},
+        "tables": {"variables": tables.merge(found)},
     }
 
 
@@ -198,8 +298,12 @@ def write(package: str, data: dict[str, object]) -> int:
     assert isinstance(listed, dict)
     blocks = []
     for name, records in listed.items():
-        rows = ",\n".join("   " + json.dumps(row, separators=(",", ":"), ensure_ascii=False) for row in records)
-        blocks.append(f"  {json.dumps(name)}: [\n{rows}\n  ]")
+        if isinstance(records, dict):
+            rows = ",\n".join(f"   {json.dumps(run)}: {json.dumps(texts)}" for run, texts in records.items())
+            blocks.append(f"  {json.dumps(name)}: {{\n{rows}\n  }}")
+        else:
+            rows = ",\n".join("   " + json.dumps(row, separators=(",", ":"), ensure_ascii=False) for row in records)
+            blocks.append(f"  {json.dumps(name)}: [\n{rows}\n  ]")
     lines.append(",\n".join(blocks))
     lines.append(" }\n}\n")
     text = "\n".join(lines)
@@ -214,9 +318,13 @@ def main() -> int:
     parser.add_argument("--sources", type=Path, required=True, help="folder of unpacked releases, filled as needed")
     parser.add_argument("packages", nargs="*", help="only these packages")
     arguments = parser.parse_args()
-    for package in arguments.packages or RELEASES:
-        data = table_of(package, arguments.sources)
-        print(f"{package}: {len(data['releases'])} releases, {write(package, data)} bytes")  # type: ignore[arg-type]
+    for package in arguments.packages or [*RELEASES, "nccl"]:
+        data = nccl_table(arguments.sources) if package == "nccl" else table_of(package, arguments.sources)
+        rest, variables = split(data)
+        sizes = [
+            write(name, part) for name, part in ((package, rest), (f"{package}.variables", variables)) if part["tables"]
+        ]
+        print(f"{package}: {len(data['releases'])} releases, {sizes} bytes")  # type: ignore[arg-type]
     return 0
 
 

@@ -74,6 +74,13 @@ def entry_points(distribution: Distribution, group: str) -> dict[str, str]:
     return found
 
 
+def requirements(distribution: Distribution) -> tuple[str, ...]:
+    """The requirements that a distribution declares, as written (``transformers<=4.52.4,>=4.45.0``)."""
+    mark = "Requires-Dist:"
+    found = _lines(distribution.metadata / "METADATA") or _lines(distribution.metadata / "PKG-INFO")
+    return tuple(line[len(mark) :].strip() for line in found if line.startswith(mark))
+
+
 def _lines(path: Path) -> list[str]:
     try:
         if path.stat().st_size > MAXIMUM_METADATA:

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
-from mgpu_doctor.knowledge import installed, layout, tables
+from mgpu_doctor.knowledge import curated, installed, layout, tables
+from mgpu_doctor.knowledge.dataclass_fields import with_spellings
 from mgpu_doctor.knowledge.reader import ParserTable, UnreadableSourceError
 from mgpu_doctor.model.facts import Facts
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec, Release
+
+PACKAGES = (
+    "accelerate", "deepspeed", "torch", "llamafactory", "transformers", "huggingface_hub", "datasets", "peft", "trl",
+    "bitsandbytes", "triton", "ms_swift",
+)  # fmt: skip
+"""The packages with tables, by the name of their data."""
+
+VARIABLE_PACKAGES = (*PACKAGES, "nccl")
+
+OTHER_NAMES = {"nccl": ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")}
+"""Distributions that bring a package under another name."""
+
+MODULE_OWNERS = {
+    "accelerate": "accelerate",
+    "deepspeed": "deepspeed",
+    "llamafactory": "llamafactory",
+    "swift": "ms_swift",
+    "torch": "torch",
+    "trl": "trl",
+}
+"""Top-level module → package."""
+
+FAMILIES = (
+    "ACCELERATE_", "CUDA_", "DEEPSPEED_", "DS_", "FSDP_", "HF_", "HUGGINGFACE_", "NCCL_", "PET_", "PYTORCH_", "TORCH_",
+    "TORCHELASTIC_", "TRANSFORMERS_",
+)  # fmt: skip
+"""How the names of variables begin whose readers are tabled."""
 
 
 class PackageKnowledge:
@@ -24,6 +52,8 @@ class PackageKnowledge:
         self._reading: layout.Reading | None = None
         self._releases: dict[str, Release] = {}
         self._parsers: dict[str, ParserTable | Unknown] = {}
+        self._fields: dict[tuple[str, str], tuple[OptionSpec, ...] | Unknown] = {}
+        self._known: frozenset[str] | None = None
         self.notes: list[str] = []
 
     def release(self, package: str) -> Release:
@@ -34,9 +64,10 @@ class PackageKnowledge:
         return self._releases[name]
 
     def _find_release(self, name: str) -> Release:
-        version = self._facts.package_version(name)
-        if isinstance(version, str):
-            return Release(name, version, self._facts_say(), certain=True)
+        for distribution_name in (name, *OTHER_NAMES.get(name, ())):
+            version = self._facts.package_version(distribution_name)
+            if isinstance(version, str):
+                return Release(name, version, self._facts_say(), certain=True)
         distribution = self._installed(name)
         if distribution is not None:
             return Release(name, distribution.version, f"installed in {distribution.site}", certain=True)
@@ -93,37 +124,198 @@ class PackageKnowledge:
                 self._note(package, f"the installed {package} could not be read ({error})")
         if chosen is None:
             return Unknown(f"no options of {package} are tabled")
-        if not chosen.exact:
-            self._note(package, f"options are those of {package} {chosen.version}, the nearest tabled release")
+        self._note_nearest(package, chosen)
         return shipped_parser(launcher, chosen.place)
 
     def fields(self, package: str, group: str | None = None) -> tuple[OptionSpec, ...] | Unknown:
-        """Arguments of a framework's dataclass parser; see :class:`mgpu_doctor.model.knowledge.Knowledge`."""
-        return Unknown(f"no arguments of {package} {group or ''} are tabled")
+        """Arguments of a framework's dataclass parser, all spellings included.
+
+        ``("llamafactory", "train" | "infer" | "eval")``: those of that parser, for ``train`` those of
+        transformers' ``Seq2SeqTrainingArguments`` first; ``("transformers", class name)``.
+        """
+        key = (installed.normalise(package), group or ("train" if package == "llamafactory" else "TrainingArguments"))
+        if key not in self._fields:
+            self._fields[key] = self._find_fields(*key)
+        return self._fields[key]
+
+    def _find_fields(self, package: str, group: str) -> tuple[OptionSpec, ...] | Unknown:
+        if package == "transformers":
+            return self._training_arguments(group, self.release("transformers"))
+        if package != "llamafactory":
+            return Unknown(f"the arguments of {package} are not tabled")
+        own = self._own_fields(group)
+        if isinstance(own, Unknown):
+            return own
+        transformers = self._transformers_for_llamafactory()
+        dashes = self._dashes(transformers)
+        mine = with_spellings(own, dashes)
+        if group != "train":
+            return mine
+        theirs = self._training_arguments("Seq2SeqTrainingArguments", transformers)
+        if isinstance(theirs, Unknown):
+            return theirs
+        replaced = {spec.dest for spec in own}
+        return (*(spec for spec in theirs if spec.dest not in replaced), *mine)
+
+    def _own_fields(self, group: str) -> tuple[OptionSpec, ...] | Unknown:
+        release = self.release("llamafactory")
+        if release.version is None:
+            return Unknown("no release of llamafactory is known")
+        chosen = tables.choose("llamafactory", release.version)
+        if self._is_readable(release) and not (chosen is not None and self._is_as_released("llamafactory", chosen)):
+            try:
+                return layout.read_llamafactory(self._read(), group)
+            except (UnreadableSourceError, KeyError) as error:
+                self._note("llamafactory", f"the installed llamafactory could not be read ({error})")
+        if chosen is None:
+            return Unknown("no arguments of llamafactory are tabled")
+        self._note_nearest("llamafactory", chosen)
+        found = layout.tabled_llamafactory(group, chosen.place)
+        return found if found is not None else Unknown(f"llamafactory {chosen.version} has no parser {group!r}")
+
+    def _training_arguments(self, class_name: str, release: Release) -> tuple[OptionSpec, ...] | Unknown:
+        if release.version is None:
+            return Unknown("no release of transformers is known")
+        dashes = self._dashes(release)
+        chosen = tables.choose("transformers", release.version)
+        if self._is_readable(release) and not (chosen is not None and self._is_as_released("transformers", chosen)):
+            try:
+                return with_spellings(layout.read_training_arguments(self._read(), class_name), dashes)
+            except UnreadableSourceError as error:
+                self._note("transformers", f"the installed transformers could not be read ({error})")
+        if chosen is None:
+            return Unknown("no arguments of transformers are tabled")
+        self._note_nearest("transformers", chosen)
+        own = tables.options("transformers", "fields:TrainingArguments", chosen.place) or ()
+        if class_name == "Seq2SeqTrainingArguments":
+            more = tables.options("transformers", "fields:Seq2SeqTrainingArguments", chosen.place) or ()
+            replaced = {spec.dest for spec in more}
+            own = (*(spec for spec in own if spec.dest not in replaced), *more)
+        elif class_name != "TrainingArguments":
+            return Unknown(f"the class {class_name} of transformers is not tabled")
+        return with_spellings(own, dashes)
+
+    def _dashes(self, release: Release) -> bool:
+        """Whether this release of transformers takes ``--some-name`` for a field ``some_name``."""
+        chosen = tables.choose("transformers", release.version) if release.version is not None else None
+        return chosen is None or tables.values("transformers", "dashes", chosen.place) != ("no",)
+
+    def _transformers_for_llamafactory(self) -> Release:
+        """The release of transformers at hand; where none is known, the newest that LLaMA-Factory's pins allow."""
+        release = self.release("transformers")
+        if release.certain:
+            return release
+        of = self.release("llamafactory")
+        chosen = tables.choose("llamafactory", of.version) if of.version is not None else None
+        pins = tables.values("llamafactory", "requires", chosen.place) if chosen is not None else None
+        newest = _newest_allowed("transformers", pins or ())
+        return (
+            release
+            if newest is None
+            else Release("transformers", newest, f"the newest that {of.package} allows", False)
+        )
 
     def subcommands(self, package: str) -> tuple[str, ...] | Unknown:
-        """Sub-commands of a console command (``llamafactory``)."""
-        return Unknown(f"no sub-commands of {package} are tabled")
+        """Sub-commands of a console command (``llamafactory``, ``ms-swift``); those that only raise are left out."""
+        name = installed.normalise(package)
+        release = self.release(name)
+        if self._is_readable(release):
+            found = layout.read_subcommands(_data_name(name), self._read())
+            if found:
+                return found
+        chosen = tables.choose(_data_name(name), release.version) if release.version is not None else None
+        held = tables.values(_data_name(name), "subcommands", chosen.place) if chosen is not None else None
+        return held if held is not None else Unknown(f"no sub-commands of {package} are tabled")
 
-    def console_scripts(self, package: str) -> tuple[str, ...]:  # noqa: ARG002
+    def console_scripts(self, package: str) -> tuple[str, ...]:
         """Console commands that a distribution installs."""
-        return ()
+        name = installed.normalise(package)
+        distribution = self._installed(name)
+        if distribution is not None:
+            return tuple(sorted(installed.entry_points(distribution, "console_scripts")))
+        release = self.release(name)
+        chosen = tables.choose(_data_name(name), release.version) if release.version is not None else None
+        return (tables.values(_data_name(name), "scripts", chosen.place) or ()) if chosen is not None else ()
 
-    def script_owner(self, command: str) -> str | None:  # noqa: ARG002
+    def script_owner(self, command: str) -> str | None:
         """The distribution that installs a console command, None when no known one does."""
+        for package in PACKAGES:
+            if command in tables.all_values(package, "scripts"):
+                return installed.normalise(package)
+        self._installed("")
+        for name, distribution in (self._distributions or {}).items():
+            if command in installed.entry_points(distribution, "console_scripts"):
+                return name
         return None
 
     def module_kind(self, module: str) -> str | Unknown:
-        """What ``python -m MODULE`` would find."""
-        return Unknown(f"nothing is known about {module}")
+        """What ``python -m MODULE`` would find; see :class:`mgpu_doctor.model.knowledge.Knowledge`.
+
+        Where the release is assumed or not tabled, only what all tabled releases agree on is told.
+        """
+        top = module.partition(".")[0]
+        package = MODULE_OWNERS.get(top)
+        if package is None:
+            return Unknown(f"which distribution has the module {top} is not known")
+        release = self.release(package)
+        if self._is_readable(release):
+            return layout.kind_of(module, self._read().roots)
+        if not _is_tabled_module(module, package):
+            return Unknown(f"the modules of {top} are not all tabled")
+        chosen = tables.choose(package, release.version) if release.version is not None else None
+        if chosen is None:
+            return Unknown(f"no modules of {package} are tabled")
+        if release.certain and chosen.exact:
+            return _tabled_kind(package, module, chosen.place)
+        kinds = {_tabled_kind(package, module, place) for place in range(len(tables.releases(package)))}
+        if len(kinds) == 1:
+            return kinds.pop()
+        return Unknown(f"releases of {package} differ in {module}")
 
     def variable_readers(self, name: str) -> tuple[str, ...] | Unknown:
-        """The packages (with version) that read an environment variable; empty when known that none does."""
-        return Unknown(f"nothing is known about {name}")
+        """The packages (with version) that read an environment variable; empty when known that none does.
+
+        A package that is not known to be absent counts in the release that the reasoning is about. Unknown
+        where the name stands in a package's source without being seen read, and for names of no known family.
+        """
+        found = list(curated.readers_of(name))
+        for package in VARIABLE_PACKAGES:
+            release = self.release(package)
+            data = f"{package}.variables"
+            chosen = tables.choose(data, release.version) if release.version is not None else None
+            if chosen is None:
+                continue
+            held = tables.values(data, "variables", chosen.place) or ()
+            if any(_is_named(name, text) for text in held):
+                found.append(f"{package} {release.version}")
+        if found:
+            return tuple(dict.fromkeys(found))
+        if name in self._mentioned():
+            return Unknown(f"{name} stands in a package's source, but how it is used cannot be told")
+        if not name.startswith(FAMILIES):
+            return Unknown(f"{name} is no name of a known family of variables")
+        return ()
 
     def known_variables(self) -> frozenset[str]:
-        """Every environment variable that some known package reads."""
-        return frozenset()
+        """Every environment variable that some known release of a package reads or mentions."""
+        if self._known is None:
+            found: set[str] = set(curated.all_names())
+            for package in VARIABLE_PACKAGES:
+                found |= tables.all_values(f"{package}.variables", "variables")
+            options = self.options("torchrun")
+            if not isinstance(options, Unknown):
+                found |= {f"PET_{spec.dest.upper()}" for spec in options if spec.action == "env"}
+            self._known = frozenset(name for name in found if not name.endswith("*")) | self._mentioned()
+        return self._known
+
+    def _mentioned(self) -> frozenset[str]:
+        return frozenset().union(
+            *(tables.all_values(f"{package}.variables", "mentioned") for package in VARIABLE_PACKAGES)
+        )
+
+    def _note_nearest(self, package: str, chosen: tables.Chosen) -> None:
+        if not chosen.exact:
+            self._note(package, f"arguments are those of {package} {chosen.version}, the nearest tabled release")
 
     def _is_readable(self, release: Release) -> bool:
         """Whether the files of exactly this release lie here."""
@@ -134,15 +326,13 @@ class PackageKnowledge:
 
     def _is_as_released(self, package: str, chosen: tables.Chosen) -> bool:
         """Whether the installed files are those that the table was made from: then nothing has to be parsed."""
-        import hashlib
-
         if not chosen.exact:
             return False
         digests = tables.provenance(package, chosen.version)
         reading = self._read()
         for relative, digest in digests.items():
             text = reading.file(relative)
-            if text is None or hashlib.sha256(text.encode()).hexdigest() != digest:
+            if text is None or tables.digest(text) != digest:
                 return False
         return bool(digests)
 
@@ -173,5 +363,40 @@ def shipped_parser(launcher: str, index: int) -> ParserTable | Unknown:
     return ParserTable(options, tables.values(package, f"{launcher}:abbreviations", index) != ("no",))
 
 
+def _newest_allowed(package: str, requirements: tuple[str, ...]) -> str | None:
+    """The newest tabled release of a package within the upper bound of some requirements; None without one."""
+    import re
+
+    for requirement in requirements:
+        match = re.match(rf"{re.escape(package)}\b.*?<(=?)\s*([0-9][0-9.]*)", requirement)
+        if match is None:
+            continue
+        bound = tables.version_key(match[2])
+        allowed = [
+            version
+            for version in tables.releases(package)
+            if tables.version_key(version) < bound or (match[1] and tables.version_key(version) == bound)
+        ]
+        return allowed[-1] if allowed else None
+    return None
+
+
+def _is_tabled_module(module: str, package: str) -> bool:
+    roots = [root.replace("/", ".") for root in layout.MODULE_ROOTS.get(package, ())]
+    return any(module == root or module.startswith(f"{root}.") or module == root.partition(".")[0] for root in roots)
+
+
+def _tabled_kind(package: str, module: str, place: int) -> str:
+    for line in tables.values(package, "modules", place) or ():
+        name, _, kind = line.partition(" ")
+        if name == module:
+            return kind
+    return "missing"
+
+
+def _is_named(name: str, read: str) -> bool:
+    return name.startswith(read[:-1]) if read.endswith("*") else name == read
+
+
 def _data_name(distribution: str) -> str:
-    return distribution.replace("-", "_")
+    return installed.normalise(distribution).replace("-", "_")

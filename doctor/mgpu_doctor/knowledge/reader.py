@@ -251,7 +251,7 @@ def imported_from(name: str, names: Names) -> tuple[Names, str] | None:
     """The module that a name is imported from, read, and its name there; None when it is not or cannot be."""
     if names.depth >= 6:
         return None
-    for node in _statements(names.tree.body):
+    for node in statements(names.tree.body):
         if not isinstance(node, ast.ImportFrom):
             continue
         for alias in node.names:
@@ -268,14 +268,14 @@ def imported_from(name: str, names: Names) -> tuple[Names, str] | None:
     return None
 
 
-def _statements(body: list[ast.stmt]) -> list[ast.stmt]:
+def statements(body: list[ast.stmt]) -> list[ast.stmt]:
     """The statements of a module, those inside if and try included."""
     out: list[ast.stmt] = []
     for node in body:
         out.append(node)
         if isinstance(node, ast.If | ast.Try):
-            out.extend(_statements(node.body))
-            out.extend(_statements(node.orelse))
+            out.extend(statements(node.body))
+            out.extend(statements(node.orelse))
     return out
 
 

@@ -2,7 +2,8 @@
 
 Each package has one JSON file under ``data/``, made by ``tools/generate_knowledge.py`` from the
 packages themselves and loaded when it is first asked for. A record that several releases
-share is kept once, with the releases as runs of indices (``0-3,5``).
+share is kept once, with the releases as runs of indices (``0-3,5``): options as ``[runs, record]``, texts as
+``{runs: lines}``.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def version_key(version: str) -> tuple[tuple[int, int], ...]:
 
 
 def _minor(version: str) -> list[str]:
-    return (version.split("+", maxsplit=1)[0].split(".") + ["0"])[:2]
+    return ([*version.split("+", maxsplit=1)[0].split("."), "0"])[:2]
 
 
 @lru_cache(maxsize=32)
@@ -85,30 +86,46 @@ def choose(package: str, version: str) -> Chosen | None:
 
 def options(package: str, table: str, index: int) -> tuple[OptionSpec, ...] | None:
     """The options of a table in the release with this index; None when that release has no such table."""
-    found = _table(package, table, index)
-    return None if found is None else tuple(decode(record) for record in found)
+    found = _tables(package).get(table)
+    if not isinstance(found, list):
+        return None
+    held = tuple(decode(record) for runs, record in found if contains(runs, index))
+    return held or None
 
 
 def values(package: str, table: str, index: int) -> tuple[str, ...] | None:
-    """The texts of a table in the release with this index; None when that release has no such table."""
-    found = _table(package, table, index)
-    return None if found is None else tuple(str(value) for value in found)
+    """The texts of a table in the release with this index; None when that release has none."""
+    held = [text for runs, texts in _groups(package, table) if contains(runs, index) for text in texts]
+    return tuple(held) or None
 
 
-def _table(package: str, table: str, index: int) -> list[object] | None:
+def all_values(package: str, table: str) -> frozenset[str]:
+    """The texts of a table in any release."""
+    return frozenset(text for _, texts in _groups(package, table) for text in texts)
+
+
+def _groups(package: str, table: str) -> list[tuple[str, list[str]]]:
+    found = _tables(package).get(table)
+    return [(runs, texts.split("\n")) for runs, texts in found.items()] if isinstance(found, dict) else []
+
+
+def _tables(package: str) -> Mapping[str, object]:
     tables = load(package).get("tables")
-    records = tables.get(table) if isinstance(tables, dict) else None
-    if not isinstance(records, list):
-        return None
-    found = [record for runs, record in records if contains(runs, index)]
-    return found or None
+    return tables if isinstance(tables, dict) else {}
 
 
 def provenance(package: str, version: str) -> Mapping[str, str]:
-    """The files that a release's tables were made from, with their SHA-256 digests."""
+    """The files that a release's tables were made from, with their digests (see :func:`digest`)."""
     found = load(package).get("provenance")
     files = found.get(version) if isinstance(found, dict) else None
     return files if isinstance(files, dict) else {}
+
+
+def digest(text: str) -> str:
+    """The first 16 hexadecimal digits of a text's SHA-256: enough to see that a file is the released one."""
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def decode(record: object) -> OptionSpec:
@@ -183,8 +200,8 @@ def runs(indices: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in out)
 
 
-def merge(per_release: Sequence[Sequence[object]]) -> list[list[object]]:
-    """One list of ``[runs, record]`` for the lists of several releases, each release's order kept."""
+def merge(per_release: Sequence[Sequence[object]]) -> list[list[object]] | dict[str, str]:
+    """One table for those of several releases, each release's order kept as far as they agree."""
     order: list[str] = []
     where: dict[str, list[int]] = {}
     for index in range(len(per_release) - 1, -1, -1):
@@ -198,7 +215,13 @@ def merge(per_release: Sequence[Sequence[object]]) -> list[list[object]]:
                 order.insert(at, key)
                 where[key] = [index]
                 at += 1
-    return [[runs(where[key]), json.loads(key)] for key in order]
+    records = [(runs(where[key]), json.loads(key)) for key in order]
+    if any(not isinstance(record, str) for _, record in records):
+        return [[run, record] for run, record in records]
+    grouped: dict[str, list[str]] = {}
+    for run, record in records:
+        grouped.setdefault(run, []).append(record)
+    return {run: "\n".join(texts) for run, texts in grouped.items()}
 
 
 def _texts(value: object) -> list[str]:
