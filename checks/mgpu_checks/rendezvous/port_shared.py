@@ -16,6 +16,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Script,
+    Setting,
     Severity,
     report,
 )
@@ -116,15 +117,18 @@ def _is_candidate(launch: Launch) -> bool:
 
 
 def _collide(one: Launch, other: Launch, scripts: dict[int, Script]) -> bool:
-    return (
-        _port(one) == _port(other) and _run_together(one.command, other.command, scripts) and not _is_apart(one, other)
-    )
+    if _port(one) != _port(other) or _is_apart(one, other):
+        return False
+    return _run_together(one.command, other.command, scripts)
+
+
+def _setting(launch: Launch) -> Setting[int] | None:
+    return launch.rendezvous.port if launch.rendezvous is not None else None
 
 
 def _port(launch: Launch) -> int | None:
-    return (
-        launch.rendezvous.port.known if launch.rendezvous is not None and launch.rendezvous.port is not None else None
-    )
+    setting = _setting(launch)
+    return setting.known if setting is not None else None
 
 
 def _is_apart(one: Launch, other: Launch) -> bool:
