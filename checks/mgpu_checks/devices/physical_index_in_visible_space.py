@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from mgpu_checks.devices import (
     VISIBLE,
+    assignments,
     at_least,
     device_arguments,
     elsewhere,
@@ -66,6 +67,11 @@ RULE = Rule(
             files={"run.py": _TAKES_NUMBER},
         ),
         Example(
+            "Slurm's machine-wide numbers",
+            "export CUDA_VISIBLE_DEVICES=$SLURM_JOB_GPUS\ntorchrun --nproc_per_node 4 train.py",
+            facts=None,
+        ),
+        Example(
             "an older deepspeed",
             "CUDA_VISIBLE_DEVICES=2,3 deepspeed train.py",
             facts={"packages": {"deepspeed": "0.12.6", "torch": "2.1.2"}},
@@ -106,14 +112,19 @@ RULE = Rule(
             "the first answer is kept, also when CUDA_VISIBLE_DEVICES changes before CUDA is initialised",
         ),
         Reference(
-            "Slurm 24.05, gres.html, GPU management",
-            "with ConstrainDevices the GPUs of a job are numbered from 0",
+            "Slurm, doc/html/gres.shtml at commit 01cec7faa194, GPU Management",
+            "a job that gets /dev/nvidia1 inside a device cgroup sees CUDA_VISIBLE_DEVICES=0",
+        ),
+        Reference(
+            "Slurm 23.02, salloc(1) and sbatch(1), SLURM_JOB_GPUS",
+            "global GPU numbers, not relative to any device cgroup",
         ),
     ),
     fix="count inside the list: the first visible GPU is 0",
 )
 
 _DEVICES_OF_LIGHTNING = ("trainer.devices", "trainer.gpus")
+_GLOBAL_NUMBERS = frozenset({"SLURM_JOB_GPUS", "SLURM_STEP_GPUS"})
 _TORCH_KEEPS_COUNT = ("1.13", "2.4")
 _DEEPSPEED_CONTIGUOUS = ("0.5.7", "0.15.2")
 
@@ -130,6 +141,8 @@ def find(case: Case) -> Iterator[Finding]:
         yield from _old_deepspeed(case, launch, variable, wanted)
     for script in case.scripts:
         yield from _in_job(script)
+    for assigned in assignments(case):
+        yield from _from_slurm(assigned)
 
 
 def _in_program(launch: Launch, wanted: tuple[int, ...]) -> Iterator[Finding]:
@@ -226,6 +239,22 @@ def _in_job(script: Script) -> Iterator[Finding]:
             fix=Fix("leave the variable to Slurm: it sets CUDA_VISIBLE_DEVICES to the GPUs of the job"),
         )
         return
+
+
+def _from_slurm(variable: Variable) -> Iterator[Finding]:
+    """A list that is made from Slurm's machine-wide numbers."""
+    if variable.name != VISIBLE or variable.value is None:
+        return
+    if not any(piece.variable in _GLOBAL_NUMBERS for piece in variable.value.pieces):
+        return
+    yield report(
+        RULE,
+        f"{VISIBLE}={variable.value.written}: these are the machine's GPU numbers, but where Slurm fences devices the "
+        "job's GPUs are numbered from 0. Slurm has set the right list already.",
+        variable.location,
+        severity=Severity.WARNING,
+        fix=Fix(f"leave the line out: Slurm sets {VISIBLE} for the job"),
+    )
 
 
 def script_location(script: Script, span: Span) -> Location:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mgpu_checks.devices import VISIBLE, Element, assignments, elements, gpu_ids, kept, value_edit
 from mgpu_doctor.authoring import (
     Case,
+    Command,
     Edit,
     Example,
     Finding,
@@ -50,6 +51,7 @@ RULE = Rule(
         Example("a device named twice", "CUDA_VISIBLE_DEVICES=0,0 torchrun --nproc_per_node 2 train.py"),
         Example("semicolons", "CUDA_VISIBLE_DEVICES='0;1' python train.py"),
         Example("an empty element", "CUDA_VISIBLE_DEVICES=,0,1 python train.py"),
+        Example("docker's own form", "docker run --rm --gpus device=0,1 img python train.py"),
         Example("a range for the workers", "accelerate launch --num_processes 4 --multi_gpu --gpu_ids 0-3 train.py"),
     ),
     good=(
@@ -59,6 +61,7 @@ RULE = Rule(
         Example("a MIG instance", "CUDA_VISIBLE_DEVICES=MIG-00000000-1111-2222-3333-444444444444 python train.py"),
         Example("hidden on purpose", "CUDA_VISIBLE_DEVICES=-1 python train.py"),
         Example("unknown", "CUDA_VISIBLE_DEVICES=$GPUS python train.py"),
+        Example("docker's own form", """docker run --rm --gpus '"device=0,1"' img python train.py"""),
         Example("every GPU for the workers", "accelerate launch --gpu_ids all train.py"),
     ),
     sources=(
@@ -72,11 +75,16 @@ RULE = Rule(
             "deepspeed 0.16.9, launcher/runner.py parse_node_config()",
             "int() on every slot of --include, and on every element of the variable that becomes --include",
         ),
+        Reference(
+            "NVIDIA/nvidia-docker issues 1026 and 1257 (docker 19.03)",
+            "--gpus device=0,1: cannot set both Count and DeviceIDs on device request; the inner quotes are needed",
+        ),
     ),
     fix="write the indices with commas and nothing else: 0,1,2,3",
     fixable=True,
 )
 
+_ENGINES = frozenset({"docker", "podman", "nerdctl"})
 HIDDEN = frozenset({"", "-1", "nodevfiles", "none", "void"})
 """Values that hide every GPU and are used for that."""
 
@@ -96,6 +104,8 @@ def find(case: Case) -> Iterator[Finding]:
     for variable in assignments(case):
         if variable.name == VISIBLE:
             yield from _in_variable(variable)
+    for command in case.commands:
+        yield from _for_docker(command)
     for launch in case.launches:
         yield from _in_options(launch)
         yield from _for_deepspeed(launch)
@@ -291,6 +301,30 @@ def _split_option(launch: Launch, launcher: str, dest: str) -> Finding | None:
         launch.command.locate(Span(option.span.start, span.end)),
         fix=Fix(f"write {meant} without blanks", (replace(source, span, meant),), safe=True),
     )
+
+
+def _for_docker(command: Command) -> Iterator[Finding]:
+    """``--gpus device=0,1``: the value is read as CSV, so that ``1`` becomes a count beside the device."""
+    words = [word for wrapper in command.wrappers if wrapper.name.split()[0] in _ENGINES for word in wrapper.words]
+    if command.name in _ENGINES:
+        words.extend(command.words)
+    for at, word in enumerate(words):
+        before = words[at - 1].value if at else None
+        text = word.value or ""
+        head = "--gpus=" if text.startswith("--gpus=") else ""
+        value = text.removeprefix(head)
+        if (not head and before != "--gpus") or not re.fullmatch(r"device=[\w-]+(?:,[\w-]+)+", value):
+            continue
+        edits: tuple[Edit, ...] = ()
+        if word.origin is None and word.is_literal and command.source.kind in {"command", "shell", "markdown"}:
+            edits = (replace(command.source, word.span, f"""{head}'"{value}"'"""),)
+        yield report(
+            RULE,
+            f"--gpus {value}: docker splits the value at the comma and takes `{value.partition(',')[2]}` for a count: "
+            '"cannot set both Count and DeviceIDs on device request".',
+            command.locate(word.span),
+            fix=Fix(f"""write --gpus '"{value}"'""", edits, safe=bool(edits)),
+        )
 
 
 def _for_deepspeed(launch: Launch) -> Iterator[Finding]:

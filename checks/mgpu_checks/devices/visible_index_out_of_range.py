@@ -19,7 +19,20 @@ from mgpu_checks.devices import (
     selections,
     set_by_program,
 )
-from mgpu_doctor.authoring import Case, Example, Finding, Fix, Launch, Reference, Rule, Severity, Unknown, report
+from mgpu_doctor.authoring import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Program,
+    Reference,
+    Rule,
+    Seen,
+    Severity,
+    Unknown,
+    report,
+)
 
 _FOUR = [
     {"index": index, "name": "NVIDIA A100-SXM4-80GB", "memory_gib": 80, "uuid": f"GPU-{index}a0b1c2d-1111"}
@@ -215,6 +228,13 @@ def _beyond(launch: Launch) -> Iterator[Finding]:
                 f"The program uses {fact.detail}, but {seen} (cuda:0{f' to cuda:{have - 1}' if have > 1 else ''}): "
                 "`invalid device ordinal`.",
                 program.locate(fact),
+                severity=None if _at_top(program, fact) else Severity.WARNING,
                 fix=Fix("name a device that is visible, or make more visible"),
             )
             return
+
+
+def _at_top(program: Program, fact: Seen) -> bool:
+    """Whether the line is not indented, so that it surely runs."""
+    text = program.source.text
+    return not text[text.rfind("\n", 0, fact.span.start) + 1 :][:1].isspace()
