@@ -106,30 +106,32 @@ def _field(statement: ast.AnnAssign, names: Names) -> OptionSpec | None:
     annotation = _unquoted(statement.annotation)
     if _name(annotation) == "ClassVar" or _is_hidden(statement):
         return None
-    has_default, default, aliases = _default(statement.value, names)
+    has_default, default, extras = _default(statement.value, names)
     spec = _typed(statement.target.id, annotation, default if has_default else None, names, has_default)
     if spec is None:
         return None
-    return replace(spec, flags=(f"--{spec.dest}", *aliases), required=spec.required and not has_default)
+    listed = extras.get("choices")
+    if spec.choices is None and isinstance(listed, list):
+        spec = replace(spec, choices=tuple(plain(choice) for choice in listed))
+    aliases = extras.get("aliases", [])
+    names_given = [str(item) for item in (aliases if isinstance(aliases, list) else [aliases])]
+    return replace(spec, flags=(f"--{spec.dest}", *names_given), required=spec.required and not has_default)
 
 
-def _default(value: ast.expr | None, names: Names) -> tuple[bool, object, tuple[str, ...]]:
-    """Whether there is a default, the default, and further spellings of the option."""
+def _default(value: ast.expr | None, names: Names) -> tuple[bool, object, dict[object, object]]:
+    """Whether there is a default, the default, and the metadata, which is handed to ``add_argument``."""
     if value is None:
-        return False, None, ()
+        return False, None, {}
     if not (isinstance(value, ast.Call) and _name(value.func) == "field"):
-        return True, plain(evaluate(value, names)), ()
+        return True, plain(evaluate(value, names)), {}
     given = {keyword.arg: keyword.value for keyword in value.keywords if keyword.arg}
-    aliases: tuple[str, ...] = ()
     metadata = evaluate(given.get("metadata"), names)
-    if isinstance(metadata, dict) and "aliases" in metadata:
-        listed = metadata["aliases"]
-        aliases = tuple(str(item) for item in (listed if isinstance(listed, list) else [listed]))
+    extras = metadata if isinstance(metadata, dict) else {}
     if "default" in given:
-        return True, plain(evaluate(given["default"], names)), aliases
+        return True, plain(evaluate(given["default"], names)), extras
     if "default_factory" in given:
-        return True, _made(given["default_factory"], names), aliases
-    return False, None, aliases
+        return True, _made(given["default_factory"], names), extras
+    return False, None, extras
 
 
 def _made(factory: ast.expr, names: Names) -> object:
@@ -153,7 +155,7 @@ def _typed(dest: str, annotation: ast.expr, default: object, names: Names, has_d
     if name == "bool":
         if default is None and has_default and _is_optional(annotation):
             return OptionSpec(dest, flags, type=BOOLEAN)
-        return OptionSpec(dest, flags, nargs="?", type=BOOLEAN, default=bool(default), const=True)
+        return OptionSpec(dest, flags, nargs="?", type=BOOLEAN, default=default if has_default else False, const=True)
     if name == "Union":
         inner = {_name(node) for node in _members(annotation)}
         if inner == {"bool", "None"}:
@@ -163,7 +165,9 @@ def _typed(dest: str, annotation: ast.expr, default: object, names: Names, has_d
         return OptionSpec(dest, flags, type="Union", default=default, required=not has_default)
     if name in {"list", "List"}:
         element = _name(_arguments(kind)[0]) if isinstance(kind, ast.Subscript) else None
-        return OptionSpec(dest, flags, nargs="+", type=element, default=default, required=not has_default)
+        # Only a default that a factory makes is handed on to the parser.
+        made = default if isinstance(default, list | Unknown) else None
+        return OptionSpec(dest, flags, nargs="+", type=element, default=made, required=not has_default)
     return OptionSpec(
         dest, flags, type=name.lower() if name == "Dict" else name, default=default, required=not has_default
     )

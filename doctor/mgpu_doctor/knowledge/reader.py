@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec
@@ -54,10 +55,15 @@ def parse_module(text: str, module: str, read: ReadModule, depth: int = 0) -> Na
     if len(text) > MAXIMUM_FILE_SIZE:
         raise UnreadableSourceError(f"{module} is too large to be read")
     try:
-        tree = ast.parse(text)
+        tree = _tree(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UnreadableSourceError(f"{module} is not Python that can be read: {error}") from error
     return Names(module, tree, read, depth=depth)
+
+
+@lru_cache(maxsize=64)
+def _tree(text: str) -> ast.Module:
+    return ast.parse(text)
 
 
 def evaluate(node: ast.expr | None, names: Names) -> object:

@@ -69,7 +69,7 @@ def releases(package: str) -> tuple[str, ...]:
 
 
 def choose(package: str, version: str) -> Chosen | None:
-    """The tabled release nearest to a version: of the same minor release, else the newest older one, else the oldest.
+    """The tabled release nearest to a version: the newest not above it, or a later patch of its minor.
 
     None when no release of the package is tabled.
     """
@@ -77,10 +77,11 @@ def choose(package: str, version: str) -> Chosen | None:
     if not known:
         return None
     wanted = version_key(version)
-    index = 0
-    for at, candidate in enumerate(known):
-        if version_key(candidate) <= wanted or _minor(candidate) == _minor(version):
-            index = at
+    older = [at for at, candidate in enumerate(known) if version_key(candidate) <= wanted]
+    index = older[-1] if older else 0
+    if _minor(known[index]) != _minor(version):
+        later = [at for at, candidate in enumerate(known) if _minor(candidate) == _minor(version)]
+        index = later[0] if later else index
     return Chosen(known[index], index, version_key(known[index]) == wanted)
 
 
