@@ -1,0 +1,110 @@
+"""Several processes start but form no group: each believes that it is alone and does all of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mgpu_checks.engine import source_matches
+from mgpu_doctor.authoring import Case, Example, Finding, Fix, Launch, Layer, Reference, Rule, Severity, Unknown, report
+
+_READS_MPI = r"OMPI_COMM_WORLD|PMI_|PMIX_|MPI4PY|mpi4py|SLURM_|MV2_COMM|init_distributed|slurm|horovod|jax\.distributed"
+"""Signs that a program finds its rank by itself under mpirun or srun."""
+
+_ALONE = "from transformers import pipeline\n\nprint(pipeline('text-generation', 'local/model')('hello'))\n"
+
+RULE = Rule(
+    code="MGD122",
+    slug="independent-copies",
+    title="Independent copies instead of one job",
+    severity=Severity.ERROR,
+    summary="N processes start without a group: N times the same work",
+    why=(
+        "mpirun and srun start processes but set none of the variables that torch reads (RANK, WORLD_SIZE, "
+        "MASTER_ADDR). "
+        "A program that is not prepared for that finds a world size of 1 in every process: each trains the whole data "
+        "set, all on GPU 0, and all write the same output. Start torchrun or accelerate once on each node, or let the "
+        "program read OMPI_COMM_WORLD_RANK or SLURM_PROCID."
+    ),
+    bad=(
+        Example("plain python under mpirun", "mpirun -np 4 python predict.py", files={"predict.py": _ALONE}),
+        Example("plain python under srun", "srun --ntasks=4 python predict.py", files={"predict.py": _ALONE}),
+    ),
+    good=(
+        Example(
+            "a program that reads the launcher's variables",
+            "mpirun -np 4 python train.py",
+            files={"train.py": "import os\n\nrank = int(os.environ['OMPI_COMM_WORLD_RANK'])\n"},
+        ),
+        Example(
+            "one task each node, torchrun inside",
+            "srun --nodes=2 --ntasks-per-node=1 torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d "
+            "--rdzv-endpoint node0:29500 train.py",
+            files={"train.py": _ALONE},
+        ),
+        Example("one process", "mpirun -np 1 python predict.py", files={"predict.py": _ALONE}),
+        Example("torchrun makes a group", "torchrun --nproc-per-node 4 predict.py", files={"predict.py": _ALONE}),
+    ),
+    sources=(
+        Reference(
+            "accelerate 1.15.0, accelerate launch --multi_gpu --num_processes 4 on a machine without GPUs",
+            "four processes with WORLD_SIZE=4, of which each works alone",
+            ran=True,
+        ),
+        Reference(
+            "torch 2.6.0, distributed/rendezvous.py _env_rendezvous_handler()",
+            "the group is made from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and from nothing else",
+        ),
+    ),
+    fix="Start one launcher for each node",
+)
+
+_STARTERS = frozenset({"mpirun", "mpiexec", "srun", "mpiexec.hydra", "jsrun", "prun"})
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """One finding for each launch whose processes form no group."""
+    for launch in case.launches:
+        count = _count(launch)
+        if count is None or count < 2 or not _are_copies(launch):
+            continue
+        layer = _starter(launch)
+        name = layer.launcher if layer is not None else "the launcher"
+        yield report(
+            RULE,
+            f"{name} starts {count} processes that form no group: each sees a world size of 1 and does the whole work",
+            launch.command.locate(layer.span if layer is not None else launch.command.span),
+            fix=Fix("Start torchrun or accelerate once on each node, instead of python in every task"),
+        )
+
+
+def _starter(launch: Launch) -> Layer | None:
+    typed = [layer for layer in launch.layers if not layer.implied and layer.launcher != "python"]
+    return typed[-1] if typed else None
+
+
+def _count(launch: Launch) -> int | None:
+    """How many processes are started, whatever each of them believes."""
+    known = [number for number in (launch.world_size.known, launch.processes_per_node.known) if number is not None]
+    layer = _starter(launch)
+    option = layer.option("ntasks") if layer is not None and layer.launcher in _STARTERS else None
+    if option is not None and option.value is not None and option.value.isdecimal():
+        known.append(int(option.value))
+    return max(known, default=None)
+
+
+def _are_copies(launch: Launch) -> bool:
+    """Whether the processes surely form no group: the launcher makes none, and neither does the program."""
+    if launch.groups.value is False:
+        return True
+    layer, program = _starter(launch), launch.target.program
+    if launch.groups.known or layer is None or layer.launcher not in _STARTERS or isinstance(program, Unknown):
+        return False
+    if any(launch.command.variable(name) is not None for name in ("RANK", "LOCAL_RANK", "ACCELERATE_USE_CPU")):
+        return False
+    if not program.imports_any("torch", "transformers", "trl", "accelerate", "peft", "llamafactory"):
+        return False
+    if program.imports_any("mpi4py", "horovod", "jax", "submitit", "lightning", "pytorch_lightning", "nemo"):
+        return False
+    if program.first("deepspeed-initialize", "init-process-group", "explicit-rank", "colossalai-launch") is not None:
+        return False
+    return next(source_matches(program, _READS_MPI), None) is None
