@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 
 from mgpu_checks.devices import device_hard_coded as hard_coded
 from mgpu_checks.devices import device_map_under_launcher as device_map
+from mgpu_checks.devices import device_order_ambiguous as device_order
 from mgpu_checks.devices import gpu_busy
 from mgpu_checks.devices import more_processes_than_gpus as more
 from mgpu_checks.devices import physical_index_in_visible_space as physical
@@ -18,6 +20,7 @@ from mgpu_checks.devices import visible_devices_misspelt as misspelt
 from mgpu_checks.devices import visible_devices_overridden as overridden
 from mgpu_checks.devices import visible_devices_set_too_late as too_late
 from mgpu_checks.devices import visible_index_out_of_range as out_of_range
+from mgpu_doctor import testing
 from mgpu_doctor.authoring import Check, Example, Finding, Severity
 from mgpu_doctor.mend import apply_edits
 from mgpu_doctor.testing import run_example
@@ -272,3 +275,23 @@ def test_the_holder_of_a_busy_gpu_is_named_with_a_way_out() -> None:
     assert "python a.py (pid 11) holds 40.0 GiB" in finding.message
     assert finding.fix is not None
     assert finding.fix.title == "use CUDA_VISIBLE_DEVICES=2,3"
+
+
+FIXABLE = [
+    (module, example)
+    for module in (ignored, malformed, misspelt, more, too_late, device_order)
+    for example in module.RULE.bad
+]
+
+
+@pytest.mark.parametrize(("module", "example"), FIXABLE, ids=lambda value: getattr(value, "title", ""))
+def test_launchers_accept_what_a_fix_writes(module: ModuleType, example: Example) -> None:
+    check = Check(module.RULE, module.find)
+    edits = [edit for one in run_example(check, example).findings if one.fix is not None for edit in one.fix.edits]
+    files, command = testing._mended(example, edits)
+    report = run_example(check, replace(example, files=files, command=command))
+    assert report.case.launches
+    for launch in report.case.launches:
+        for layer in launch.layers:
+            assert not layer.problems
+            assert layer.opaque is None
