@@ -165,6 +165,25 @@ def test_an_interrupt_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_fault_of_our_own_is_one_line_and_incomplete(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.delenv("MGPU_DOCTOR_TRACEBACK", raising=False)
+    monkeypatch.setattr(quick, "read", broken)
+    assert edge.run(["rules"]) == 3
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        "mgpu-doctor: error: a fault of mgpu-doctor itself: ZeroDivisionError: oh (test_command_line.py:"
+    )
+    assert "MGPU_DOCTOR_TRACEBACK=1" in second
+    monkeypatch.setenv("MGPU_DOCTOR_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        edge.run(["rules"])
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     writer = subprocess.Popen(
         [sys.executable, "-m", "mgpu_doctor", "rules", "--format", "json"],

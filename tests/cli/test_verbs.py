@@ -31,6 +31,7 @@ def run(tmp_path: Path) -> Run:
             check=False,
         )
         assert b"Traceback" not in done.stderr, done.stderr.decode()
+        assert b"fault of mgpu-doctor" not in done.stderr, done.stderr.decode()
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return call

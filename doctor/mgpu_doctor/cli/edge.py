@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ from mgpu_doctor.errors import MgpuDoctorError
 
 USAGE_EXIT = 2
 INTERRUPT_EXIT = 130
+INCOMPLETE_EXIT = 3
+TRACEBACK_VARIABLE = "MGPU_DOCTOR_TRACEBACK"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -27,6 +30,19 @@ def run(arguments: Sequence[str]) -> int:
         return USAGE_EXIT
     except KeyboardInterrupt:
         return INTERRUPT_EXIT
+    except Exception as error:  # noqa: BLE001 - whatever it is, people get one line and scripts get "incomplete"
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        complain(f"a fault of mgpu-doctor itself: {_described(error)}", f"{TRACEBACK_VARIABLE}=1 shows the traceback")
+        return INCOMPLETE_EXIT
+
+
+def _described(error: Exception) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" ({os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno})" if trace is not None else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def complain(message: str, hint: str | None) -> None:

@@ -150,7 +150,7 @@ def _print_ranks(console: Console, story: Story, why: str | None) -> None:
         table.add_row(*cells)
     console.print(Padding(table, (0, 0, 0, 2)))
     if why is not None:
-        console.print(Padding(Text(f"physical GPUs unknown: {why}", "dim"), (0, 0, 0, 3)))
+        console.print(Padding(Text(why, "dim"), (0, 0, 0, 3)))
     console.print()
 
 

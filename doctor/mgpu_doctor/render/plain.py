@@ -76,7 +76,7 @@ def _story_lines(story: Story, why: str | None) -> Iterator[str]:
         device = " ".join(part for part in (row.physical, row.name, row.uuid) if part)
         yield f"  rank {row.rank}: {node}{row.visible}" + (f" = {device}" if device else "")
     if why is not None:
-        yield f"  physical GPUs unknown: {why}"
+        yield f"  {why}"
     for note in story.notes:
         yield f"  note: {note}"
 

@@ -115,8 +115,8 @@ def _step(launch: Launch, layer: Layer, innermost: bool) -> Step:
     name = layer.launcher
     if layer.release is not None and layer.release.version and layer.launcher != "python":
         package = layer.release.package
-        version = layer.release.version + ("" if layer.release.certain else "?")
-        name = f"{name} {version}" if package.split("-")[0] in name else f"{name} ({package} {version})"
+        version = layer.release.version + ("" if layer.release.certain else ", assumed")
+        name = f"{name} ({version if package.split('-')[0] in name else f'{package} {version}'})"
     started = "started by the line above; " if layer.implied else ""
     if _starts_ranks(layer):
         does = f"starts {_processes(launch)}" if innermost else "starts the next line once for each of its tasks"
@@ -124,7 +124,7 @@ def _step(launch: Launch, layer: Layer, innermost: bool) -> Step:
     last = layer is launch.layers[-1]
     if last and layer.launcher == "python":
         return Step(one_line(name), "launches", started + "runs it as one process")
-    return Step(one_line(name), "courier", started + "only hands over")
+    return Step(one_line(name), "courier", started + "hands over to the next line")
 
 
 def _processes(launch: Launch) -> str:
@@ -280,9 +280,8 @@ def _origin(origin: Origin) -> str:
     text = origin.detail if origin.kind not in ("default", "config") else _kind(origin)
     overrides = origin.overrides
     if overrides is not None:
-        old = overrides.value
-        shown_old = "" if isinstance(old, Unknown) or not isinstance(old, (int, str)) else f" {old}"
-        text += f", overrides{shown_old} from {overrides.origin.detail}"
+        old = f"{overrides.value} from " if isinstance(overrides.value, (int, str)) else ""
+        text += f", overrides {old}{overrides.origin.detail}"
     return one_line(text)
 
 
@@ -301,14 +300,14 @@ def _ranks(launch: Launch, facts: Facts) -> tuple[tuple[RankRow, ...], str | Non
     if not ranks:
         return (), "no process uses a GPU"
     if len(ranks) <= MOST_RANKS:
-        return tuple(_row(rank, facts) for rank in ranks), None
-    head = tuple(_row(rank, facts) for rank in ranks[: MOST_RANKS // 2])
-    tail = tuple(_row(rank, facts) for rank in ranks[-2:])
+        return tuple(_row(rank, launch, facts) for rank in ranks), None
+    head = tuple(_row(rank, launch, facts) for rank in ranks[: MOST_RANKS // 2])
+    tail = tuple(_row(rank, launch, facts) for rank in ranks[-2:])
     left_out = len(ranks) - len(head) - len(tail)
     return (*head, RankRow("…", "", f"{left_out} more", "", "", ""), *tail), None
 
 
-def _row(rank: RankPlacement, facts: Facts) -> RankRow:
+def _row(rank: RankPlacement, launch: Launch, facts: Facts) -> RankRow:
     physical = rank.physical_index
     gpu = facts.gpu(physical) if isinstance(physical, int) else None
     name = gpu.name if gpu is not None and isinstance(gpu.name, str) else ""
@@ -317,10 +316,23 @@ def _row(rank: RankPlacement, facts: Facts) -> RankRow:
         str(rank.rank),
         str(rank.node),
         f"cuda:{rank.visible_index}" if isinstance(rank.visible_index, int) else "unknown",
-        f"GPU {physical}" if isinstance(physical, int) else "unknown",
+        f"GPU {physical}" if isinstance(physical, int) else one_line(_entry(rank, launch)),
         one_line(name),
         one_line(short_uuid(uuid)),
     )
+
+
+def _entry(rank: RankPlacement, launch: Launch) -> str:
+    """What the visible list says about a rank's device when nvidia-smi's number for it is not known."""
+    devices, index = launch.visible.known, rank.visible_index
+    if devices is None or not isinstance(index, int):
+        return "unknown"
+    if devices.all:
+        return f"CUDA device {index}"
+    if not 0 <= index < len(devices.entries):
+        return "none"
+    entry = devices.entries[index]
+    return f"CUDA device {entry}" if entry.isdecimal() else entry
 
 
 def short_uuid(uuid: str) -> str:
@@ -335,4 +347,4 @@ def why_unknown(launch: Launch) -> str | None:
         return None
     reasons = (r for rank in launch.ranks for r in (rank.visible_index, rank.physical_index) if isinstance(r, Unknown))
     reason = next(reasons, None)
-    return one_line(reason.reason) if reason is not None else None
+    return one_line(f"nvidia-smi's numbers are not known: {reason.reason}") if reason is not None else None
