@@ -1,0 +1,278 @@
+"""Code that needs a launcher's ranks is started by plain python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mgpu_checks.launch import typed_rank_layers, version_at_least
+from mgpu_doctor.authoring import (
+    Case,
+    Command,
+    Evidence,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Layer,
+    Reference,
+    Rule,
+    Severity,
+    Unknown,
+    insert,
+    replace,
+    report,
+)
+
+_DDP = "import os\nimport torch.distributed as dist\n\ndist.init_process_group('nccl')\n"
+_RUN_EXP = "from llamafactory.train.tuner import run_exp\n\nrun_exp()\n"
+_TRAINER = (
+    "from transformers import HfArgumentParser, Trainer, TrainingArguments\n\n"
+    "(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()\nTrainer(model, args).train()\n"
+)
+
+RULE = Rule(
+    code="MGD109",
+    slug="launcher-missing",
+    title="The program needs a launcher",
+    severity=Severity.ERROR,
+    summary="A program that needs RANK, WORLD_SIZE and a meeting point is started by plain python.",
+    why=(
+        "`init_process_group` without a rank, DeepSpeed, Colossal-AI's `launch_from_torch` and LLaMA-Factory's "
+        "training on several GPUs take their place in the job from variables that only a launcher sets. Started by plain "
+        'python they stop at once ("environment variable RANK expected, but not set", "Please launch distributed '
+        'training with `llamafactory-cli` or `torchrun`"). Start them with torchrun, accelerate or deepspeed.'
+    ),
+    bad=(
+        Example("a process group without ranks", "python train.py", files={"train.py": _DDP}),
+        Example("the same without a machine", "python train.py", files={"train.py": _DDP}, facts=None),
+        Example(
+            "LLaMA-Factory's script on eight GPUs",
+            "python src/train.py --stage sft --do_train true",
+            files={"src/train.py": _RUN_EXP},
+        ),
+        Example(
+            "LLaMA-Factory's module", "python -m llamafactory.launcher sft.yaml", files={"sft.yaml": "stage: sft\n"}
+        ),
+        Example(
+            "DeepSpeed with LLaMA-Factory on one GPU",
+            "CUDA_VISIBLE_DEVICES=0 llamafactory-cli train sft.yaml",
+            files={
+                "sft.yaml": "do_train: true\ndeepspeed: z3.json\n",
+                "z3.json": '{"zero_optimization": {"stage": 3}}',
+            },
+        ),
+        Example(
+            "DeepSpeed with ms-swift",
+            "CUDA_VISIBLE_DEVICES=0,1 swift sft --model m --deepspeed zero2",
+            facts={"packages": {"ms-swift": "3.9.0", "torch": "2.6.0"}},
+        ),
+        Example(
+            "DeepSpeed with a Trainer",
+            "python sft.py --deepspeed z2.json --output_dir out",
+            files={"sft.py": _TRAINER, "z2.json": '{"zero_optimization": {"stage": 2}}'},
+        ),
+    ),
+    good=(
+        Example("with torchrun", "torchrun --nproc_per_node 8 train.py", files={"train.py": _DDP}),
+        Example("ranks by hand", "RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 python train.py", files={"train.py": _DDP}),
+        Example(
+            "only where there are ranks",
+            "python train.py",
+            files={"train.py": "import torch.distributed as dist\nif many:\n    dist.init_process_group('nccl')\n"},
+        ),
+        Example(
+            "the program starts its ranks",
+            "python train.py",
+            files={"train.py": "import torch.multiprocessing as mp\nmp.spawn(work, nprocs=8)\n" + _DDP},
+        ),
+        Example(
+            "the program sets the variables",
+            "python train.py",
+            files={"train.py": "import os\nos.environ['RANK'] = '0'\n" + _DDP},
+        ),
+        Example("one task for each rank", "srun --ntasks 8 python train.py", files={"train.py": _DDP}),
+        Example(
+            "LLaMA-Factory on one GPU",
+            "CUDA_VISIBLE_DEVICES=3 python src/train.py --stage sft",
+            files={"src/train.py": _RUN_EXP},
+        ),
+        Example(
+            "the command that starts torchrun",
+            "llamafactory-cli train sft.yaml",
+            files={"sft.yaml": "do_train: true\n"},
+        ),
+        Example("a Trainer alone", "CUDA_VISIBLE_DEVICES=0 python sft.py --output_dir out", files={"sft.py": _TRAINER}),
+    ),
+    sources=(
+        Reference(
+            "torch 2.13.0, distributed/rendezvous.py _env_rendezvous_handler()",
+            "without RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT: environment variable RANK expected, but not set",
+        ),
+        Reference(
+            "llamafactory 0.8.3, 0.9.3, 0.9.5, hparams/parser.py get_train_args()",
+            "refuses ParallelMode.NOT_DISTRIBUTED, and DeepSpeed unless the mode is DISTRIBUTED",
+        ),
+        Reference(
+            "ms-swift 2.6.1 llm/utils/argument.py, 3.9.0 llm/argument/train_args.py _init_deepspeed()",
+            "DeepSpeed with several devices for one process is a ValueError",
+        ),
+    ),
+    fix="Start it with torchrun",
+    fixable=True,
+)
+
+_PLACES = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"})
+_MANY_TASKS = frozenset({"srun", "mpirun", "mpiexec", "ray job submit", "torchx", "horovodrun"})
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """One finding for each plain launch of something that needs ranks."""
+    for launch in case.launches:
+        if not _is_plain(case, launch):
+            continue
+        found = _framework(case, launch) or _program(launch) or _trainer(launch)
+        if found is not None:
+            message, severity, evidence = found
+            word = launch.target.word or launch.command.words[0]
+            yield report(
+                RULE,
+                message,
+                launch.command.locate(word.span),
+                severity=severity,
+                evidence=evidence,
+                fix=_fix(launch),
+            )
+
+
+def _is_plain(case: Case, launch: Launch) -> bool:
+    """Whether nothing gives the process a rank: no launcher, no scheduler, no variables."""
+    if typed_rank_layers(launch) or any(layer.implied for layer in launch.layers):
+        return False
+    command: Command | None = launch.command
+    while command is not None:
+        if any(wrapper.name in _MANY_TASKS for wrapper in command.wrappers):
+            return False
+        command = command.called_from
+    if any(variable.name in _PLACES and variable.value is not None for variable in launch.command.environment):
+        return False
+    return not any(isinstance(case.facts.variable(name), str) for name in _PLACES)
+
+
+_Found = tuple[str, Severity, tuple[Evidence | str, ...]]
+
+
+def _program(launch: Launch) -> _Found | None:
+    program = launch.target.program
+    if isinstance(program, Unknown) or launch.target.kind not in {"script", "module"}:
+        return None
+    needed = program.first("needs-ranks")
+    if needed is None or program.first("spawns-ranks", "subprocess-launch", "lightning-trainer") is not None:
+        return None
+    sets = program.all("sets-variable", "defaults-variable")
+    if any(seen.detail.partition("=")[0] in _PLACES for seen in sets):
+        return None
+    what = {"init_process_group": "its process group takes RANK and WORLD_SIZE from the environment"}.get(
+        needed.detail, f"{needed.detail} takes its rank from the environment"
+    )
+    if needed.detail in _PLACES:
+        what = f"it reads {needed.detail} from the environment"
+    name = launch.target.value or "The program"
+    evidence = (Evidence(f"{needed.detail} runs in any case", program.locate(needed)),)
+    return (f"{name} is started without a launcher, but {what}: it stops at once.", Severity.ERROR, evidence)
+
+
+def _framework(case: Case, launch: Launch) -> _Found | None:
+    target = launch.target
+    engine = launch.engine.known
+    by_deepspeed = engine is not None and engine.name == "deepspeed"
+    devices = _devices(launch)
+    if target.framework == "llamafactory" and _trains(launch):
+        if version_at_least(case.knowledge.release("llamafactory").version, 0, 8) is False:
+            return None
+        if target.kind == "command" and launch.processes_per_node.known is None:
+            return None
+        if by_deepspeed:
+            message = (
+                "LLaMA-Factory refuses DeepSpeed in a process that no launcher started (FORCE_TORCHRUN=1 starts one)."
+            )
+            return message, Severity.ERROR, ()
+        if devices is not None and devices > 1 and target.kind != "command":
+            message = (
+                f"LLaMA-Factory refuses to train in one process that sees {devices} GPUs: "
+                '"Please launch distributed training with `llamafactory-cli` or `torchrun`".'
+            )
+            return message, Severity.ERROR, ()
+    several = devices is not None and devices > 1
+    if target.framework == "swift" and target.subcommand in {"sft", "pt", "rlhf"} and by_deepspeed and several:
+        message = (
+            f"swift starts one process that sees {devices} GPUs and spreads the model over them, which it refuses to "
+            "do together with DeepSpeed: set NPROC_PER_NODE."
+        )
+        return message, Severity.ERROR, ()
+    return None
+
+
+def _trains(launch: Launch) -> bool:
+    target = launch.target
+    if target.kind == "command":
+        return target.subcommand == "train"
+    if target.kind == "module":
+        return target.value == "llamafactory.launcher"
+    return not isinstance(target.program, Unknown) and target.program.first("run-exp") is not None
+
+
+def _trainer(launch: Launch) -> _Found | None:
+    """A Trainer with DeepSpeed: deepspeed looks for MPI when no launcher's variables are there."""
+    target = launch.target
+    engine = launch.engine.known
+    program = target.program
+    if engine is None or engine.name != "deepspeed" or isinstance(program, Unknown):
+        return None
+    if target.kind not in {"script", "module"} or program.first("trainer") is None:
+        return None
+    if program.first("hf-argument-parser") is None or program.first("spawns-ranks", "subprocess-launch") is not None:
+        return None
+    if any(seen.detail.partition("=")[0] in _PLACES for seen in program.all("sets-variable", "defaults-variable")):
+        return None
+    message = (
+        f"{target.value} is to train with DeepSpeed but no launcher gives it a rank: deepspeed then looks for MPI "
+        "and fails without mpi4py, or runs as one process."
+    )
+    return message, Severity.WARNING, ()
+
+
+def _devices(launch: Launch) -> int | None:
+    visible = launch.visible.known
+    if visible is None or (visible.all and not visible.entries):
+        return None
+    return len(visible.entries)
+
+
+def _fix(launch: Launch) -> Fix:
+    target, source = launch.target, launch.command.source
+    first = launch.command.words[0]
+    count = _devices(launch)
+    several = str(count) if count is not None and count > 0 else "gpu"
+    if target.kind == "command":
+        if target.framework == "swift":
+            text, title = f"NPROC_PER_NODE={several} ", "set NPROC_PER_NODE, so that swift starts torchrun"
+        else:
+            text, title = "FORCE_TORCHRUN=1 ", "set FORCE_TORCHRUN=1, so that it starts torchrun"
+        if launch.command.wrappers:
+            text = "env " + text
+        edits = () if first.origin is not None else (insert(source, first.span.start, text),)
+        return Fix(title, edits)
+    title = "start it with torchrun, one process for each GPU"
+    python = _python_layer(launch)
+    if python is None or python.command_words[0].origin is not None or python.opaque is not None:
+        return Fix(title)
+    torchrun = f"torchrun --nproc_per_node {several}"
+    return Fix(title, (replace(source, python.command_words[0].span, torchrun),))
+
+
+def _python_layer(launch: Launch) -> Layer | None:
+    """The interpreter's layer; None when it has options that torchrun does not know."""
+    layer = launch.layer("python")
+    if layer is None or any(word.value != "-m" for word in layer.argument_words):
+        return None
+    return layer

@@ -1,0 +1,204 @@
+"""LLaMA-Factory is called with a sub-command that it does not have, or with a file made for another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mgpu_checks.launch import llamafactory_launches, replace_words, version_at_least
+from mgpu_doctor.authoring import (
+    Case,
+    ConfigFile,
+    Evidence,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Layer,
+    Reference,
+    Rule,
+    Severity,
+    Unknown,
+    closest,
+    insert,
+    report,
+)
+
+_TRAIN = "model_name_or_path: m\nstage: sft\ndo_train: true\noutput_dir: out\nlearning_rate: 1.0e-4\n"
+
+RULE = Rule(
+    code="MGD117",
+    slug="subcommand-wrong",
+    title="The sub-command is wrong",
+    severity=Severity.ERROR,
+    summary="The sub-command does not exist in this release, is missing, or the file belongs to another one.",
+    why=(
+        "`llamafactory-cli` takes its first argument for the sub-command. Since 0.9.2 it answers an unknown one with "
+        "its usage and exit status 0, so that a job script goes on as if the training had succeeded. Since 0.9.4 "
+        "`eval` only raises NotImplementedError. A file with training arguments is refused by `chat`, `api` and "
+        "`export`."
+    ),
+    bad=(
+        Example("a slip of the keys", "llamafactory-cli tarin sft.yaml", files={"sft.yaml": _TRAIN}),
+        Example("the sub-command is missing", "llamafactory-cli sft.yaml", files={"sft.yaml": _TRAIN}),
+        Example("options instead of a sub-command", "llamafactory-cli --stage sft --do_train true", facts=None),
+        Example(
+            "eval in a release that dropped it",
+            "llamafactory-cli eval ev.yaml",
+            facts={"packages": {"llamafactory": "0.9.4"}},
+        ),
+        Example("a training file for the chat", "llamafactory-cli chat sft.yaml", files={"sft.yaml": _TRAIN}),
+        Example(
+            "an evaluation file for training",
+            "llamafactory-cli train ev.yaml",
+            files={"ev.yaml": "model_name_or_path: m\ntask: mmlu_test\nn_shot: 5\nsave_dir: out\n"},
+        ),
+    ),
+    good=(
+        Example("train", "llamafactory-cli train sft.yaml", files={"sft.yaml": _TRAIN}),
+        Example("the short name", "lmf version"),
+        Example(
+            "eval where it still works",
+            "llamafactory-cli eval ev.yaml",
+            facts={"packages": {"llamafactory": "0.9.3"}},
+            files={"ev.yaml": "task: mmlu_test\nsave_dir: out\n"},
+        ),
+        Example("not known", "llamafactory-cli $COMMAND sft.yaml"),
+        Example("the chat's own file", "llamafactory-cli chat c.yaml", files={"c.yaml": "model_name_or_path: m\n"}),
+        Example(
+            "extra keys are allowed",
+            "ALLOW_EXTRA_ARGS=1 llamafactory-cli chat sft.yaml",
+            files={"sft.yaml": _TRAIN},
+        ),
+        Example("nothing at all prints the usage", "llamafactory-cli"),
+    ),
+    sources=(
+        Reference("llamafactory 0.9.5, llamafactory-cli chta", "usage text, status 0", ran=True),
+        Reference(
+            "llamafactory 0.7.1, 0.8.3, 0.9.1 cli.py main()",
+            "an unknown sub-command raises NotImplementedError; 0.9.2 and later print the usage",
+        ),
+        Reference(
+            "llamafactory 0.9.4, 0.9.5 launcher.py launch()",
+            'eval: NotImplementedError("Evaluation will be deprecated in the future.")',
+        ),
+        Reference(
+            "llamafactory 0.9.3 hparams/parser.py get_infer_args(), get_eval_args()",
+            "neither takes TrainingArguments; unknown keys of a file are refused without ALLOW_EXTRA_ARGS",
+        ),
+    ),
+    fix="Name the sub-command that is meant",
+)
+
+_ALL = ("api", "chat", "env", "eval", "export", "train", "webchat", "webui", "version", "help")
+_TRAINING_KEYS = (
+    "do_train",
+    "do_predict",
+    "output_dir",
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+)
+_EVALUATION_KEYS = ("task", "task_dir", "n_shot", "save_dir")
+_ENDINGS = (".yaml", ".yml", ".json")
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """One finding for each call of LLaMA-Factory's command with a wrong sub-command."""
+    for launch, layer in llamafactory_launches(case):
+        if launch.command.variable("USE_V1") is not None:
+            continue
+        given = launch.target.subcommand
+        if given is None:
+            continue
+        known = _known(case)
+        if given not in known:
+            yield _unknown(launch, layer, given, known)
+        elif given == "eval" and _lacks_eval(layer):
+            yield _eval(launch, layer)
+        else:
+            yield from _file(launch, given)
+
+
+def _known(case: Case) -> tuple[str, ...]:
+    found = case.knowledge.subcommands("llamafactory")
+    return _ALL if isinstance(found, Unknown) else tuple({*found, "eval"})
+
+
+def _lacks_eval(layer: Layer) -> bool:
+    release = layer.release
+    return release is not None and release.certain and version_at_least(release.version, 0, 9, 4) is True
+
+
+def _unknown(launch: Launch, layer: Layer, given: str, known: tuple[str, ...]) -> Finding:
+    word = launch.target.subcommand_word
+    assert word is not None
+    if given.startswith("-") or given.endswith(_ENDINGS):
+        message = f"{given} stands where the sub-command belongs: nothing is run."
+        meant = _meant(launch, given)
+        fix = Fix(f"name the sub-command: {meant}")
+        if word.origin is None:
+            fix = Fix(fix.title, (insert(launch.command.source, word.span.start, f"{meant} "),))
+    else:
+        message = f"llamafactory-cli has no sub-command {given}: {_reaction(layer)}."
+        near = closest(given, known, 1)
+        edits = replace_words(launch, word, word, near[0]) if near else ()
+        title = f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(known))}"
+        fix = Fix(title, edits)
+    return report(RULE, message, launch.command.locate(word.span), fix=fix)
+
+
+def _reaction(layer: Layer) -> str:
+    version = layer.release.version if layer.release is not None else None
+    if version_at_least(version, 0, 9, 2) is False:
+        return "it raises NotImplementedError"
+    return "it prints its usage and ends with status 0, and nothing has run"
+
+
+def _meant(launch: Launch, given: str) -> str:
+    """The sub-command that the first argument would suit."""
+    names = {argument.name for argument in launch.target.arguments}
+    if given.startswith("-"):
+        names.add(given.lstrip("-").partition("=")[0].replace("-", "_"))
+    return "export" if "export_dir" in names else "train"
+
+
+def _eval(launch: Launch, layer: Layer) -> Finding:
+    word = launch.target.subcommand_word
+    assert word is not None
+    version = layer.release.version if layer.release is not None else None
+    return report(
+        RULE,
+        f"`eval` of LLaMA-Factory {version} only raises NotImplementedError: it was dropped in 0.9.4.",
+        launch.command.locate(word.span),
+        fix=Fix("evaluate with another tool (lm-evaluation-harness), or use a release up to 0.9.3"),
+    )
+
+
+def _file(launch: Launch, given: str) -> Iterator[Finding]:
+    config = launch.target.config("llamafactory")
+    if config is None or config.problem is not None or launch.command.variable("ALLOW_EXTRA_ARGS") is not None:
+        return
+    if given in {"chat", "api", "webchat", "export", "eval"}:
+        key = next((key for key in _TRAINING_KEYS if config.has(key)), None)
+        meant = "train"
+    elif given == "train":
+        key = next((key for key in _EVALUATION_KEYS if config.has(key)), None)
+        meant = "eval"
+    else:
+        return
+    if key is not None:
+        yield _refused(launch, config, given, key, meant)
+
+
+def _refused(launch: Launch, config: ConfigFile, given: str, key: str, meant: str) -> Finding:
+    word = launch.target.subcommand_word
+    assert word is not None
+    place = config.locate(key)
+    edits = replace_words(launch, word, word, meant) if meant == "train" else ()
+    return report(
+        RULE,
+        f"{config.name} is made for `{meant}`: `{given}` does not know its key {key} and refuses the file.",
+        launch.command.locate(word.span),
+        related=() if place is None else (Evidence(f"{key} belongs to {meant}", place),),
+        fix=Fix(f"call llamafactory-cli {meant}, or name a file for {given}", edits),
+    )
