@@ -30,7 +30,8 @@ def run(arguments: Sequence[str]) -> int:
         return USAGE_EXIT
     except KeyboardInterrupt:
         return INTERRUPT_EXIT
-    except Exception as error:  # noqa: BLE001 - whatever it is, people get one line and scripts get "incomplete"
+    except Exception as error:
+        # Whatever it is, people get one line and scripts get "incomplete".
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         complain(f"a fault of mgpu-doctor itself: {_described(error)}", f"{TRACEBACK_VARIABLE}=1 shows the traceback")
