@@ -38,9 +38,10 @@ RULE = Rule(
     summary="A program that needs RANK, WORLD_SIZE and a meeting point is started by plain python.",
     why=(
         "`init_process_group` without a rank, DeepSpeed, Colossal-AI's `launch_from_torch` and LLaMA-Factory's "
-        "training on several GPUs take their place in the job from variables that only a launcher sets. Started by plain "
-        'python they stop at once ("environment variable RANK expected, but not set", "Please launch distributed '
-        'training with `llamafactory-cli` or `torchrun`"). Start them with torchrun, accelerate or deepspeed.'
+        "training on several GPUs take their place in the job from variables that only a launcher sets. Started by "
+        'plain python they stop at once ("environment variable RANK expected, but not set", "Please launch '
+        'distributed training with `llamafactory-cli` or `torchrun`"). Start them with torchrun, accelerate or '
+        "deepspeed."
     ),
     bad=(
         Example("a process group without ranks", "python train.py", files={"train.py": _DDP}),
