@@ -25,8 +25,10 @@ _PATTERNS = (
     r"(?<![A-Za-z0-9])(?:YOUR|REPLACE|INSERT|ENTER)_[A-Z][A-Z0-9_]*",
     r"/?ABS(?:OLUTE)?/PATH(?:/TO)?\b[\w./-]*|/PATH/TO\b[\w./-]*|(?<!\w)PATH_TO_\w+",
     r"(?<![\w])/?path/to/[\w./-]*|/your/(?:path|model|data)[\w./-]*|(?<![\w])/absolute/path[\w./-]*",
-    r"(?i:(?<![a-z0-9])<(?:your|path|the|insert|model|data|dataset|output|name|num|host|ip|port|master)"
-    r"[a-z0-9 _./-]*>)",
+    (
+        r"(?i:(?<![a-z0-9])<(?:your|path|the|insert|model|data|dataset|output|name|num|host|ip|port|master)"
+        r"[a-z0-9 _./-]*>)"
+    ),
     r"(?<![A-Za-z0-9_])your[-_](?:model|data|dataset|path|project|script|token|username|org|name|hf)[a-z0-9_-]*",
     r"(?<![A-Za-z0-9_])CHANGE_?ME(?![A-Za-z0-9_])|(?<![A-Za-z0-9_])FIXME(?![A-Za-z0-9_])",
 )

@@ -1,0 +1,148 @@
+"""The command that launches is missing, or is a file that cannot be executed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mgpu_doctor.authoring import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Layer,
+    Reference,
+    Rule,
+    Severity,
+    Unknown,
+    Word,
+    report,
+)
+
+_OWNERS = {
+    "accelerate": "accelerate",
+    "deepspeed": "deepspeed",
+    "torchrun": "torch",
+    "llamafactory-cli": "llamafactory",
+    "lmf": "llamafactory",
+    "swift": "ms-swift",
+}
+_THIS_MACHINE = "this machine"
+
+RULE = Rule(
+    code="MGD113",
+    slug="launcher-not-installed",
+    title="The launcher cannot be started",
+    severity=Severity.ERROR,
+    summary="the launching command is not on PATH, or the file there is not executable",
+    why=(
+        "`command not found` or `Permission denied` from a launcher usually means another environment than the one "
+        "that "
+        "was set up, or a script that was copied without its permissions. `python -m accelerate.commands.launch`, "
+        "`python -m torch.distributed.run` and `python -m deepspeed.launcher.runner` start the same launchers with the "
+        "interpreter that is asked for."
+    ),
+    bad=(
+        Example(
+            "the file has no permission to execute",
+            "deepspeed --num_gpus 2 train.py",
+            files={"train.py": "import torch\n"},
+            facts={
+                "which": {"deepspeed": "/opt/env/bin/deepspeed"},
+                "paths": {"/opt/env/bin/deepspeed": {"mode": "-rw-r--r--"}},
+            },
+        ),
+        Example(
+            "the path that is given leads nowhere",
+            "./env/bin/torchrun --nproc-per-node 2 train.py",
+            files={"train.py": "import torch\n"},
+        ),
+    ),
+    good=(
+        Example(
+            "an executable file",
+            "deepspeed --num_gpus 2 train.py",
+            files={"train.py": "import torch\n"},
+            facts={
+                "which": {"deepspeed": "/opt/env/bin/deepspeed"},
+                "paths": {"/opt/env/bin/deepspeed": {"mode": "-rwxr-xr-x"}},
+            },
+        ),
+        Example(
+            "a facts file that does not mention it",
+            "deepspeed --num_gpus 2 train.py",
+            files={"train.py": "import torch\n"},
+            facts={"which": {"python": "/opt/env/bin/python"}},
+        ),
+    ),
+    sources=(
+        Reference("bash 5.2, manual, section 3.7.5 Exit Status", "127: command not found; 126: not executable"),
+        Reference(
+            "accelerate 1.7.0, torch 2.6.0, deepspeed 0.16.9, llamafactory 0.9.3, ms-swift 3.9.0, entry_points.txt",
+            "the console commands that each package installs",
+        ),
+    ),
+    fix="Activate the environment that holds the launcher, or install it there",
+)
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """One finding for each launcher that the machine cannot start."""
+    if case.mode == "lint":
+        return
+    for launch in case.launches:
+        if launch.command.wrappers and _changes_place(launch):
+            continue
+        for layer in launch.layers:
+            if layer.implied or not layer.command_words or layer.command_words[0].value is None:
+                continue
+            finding = _judge(case, launch, layer, layer.command_words[0])
+            if finding is not None:
+                yield finding
+
+
+def _changes_place(launch: Launch) -> bool:
+    """Whether a wrapper looks for the command elsewhere than on this PATH."""
+    return any(
+        wrapper.name not in ("nohup", "time", "env", "exec", "stdbuf", "timeout") for wrapper in launch.command.wrappers
+    )
+
+
+def _judge(case: Case, launch: Launch, layer: Layer, word: Word) -> Finding | None:
+    text = str(word.value)
+    if "/" in text:
+        kind = case.workspace.kind(text, launch.command.directory)
+        if kind == "missing" and layer.launcher in _OWNERS:
+            return _report(launch, word, f"{text} does not exist: there is no launcher to start", None)
+        path = text
+    else:
+        which = case.facts.which
+        if isinstance(which, Unknown):
+            return None
+        if text not in which:
+            return _missing(case, launch, word, text)
+        path = which[text]
+    mode = None if isinstance(case.facts.paths, Unknown) else case.facts.paths.get(path)
+    if mode is not None and isinstance(mode.mode, str) and mode.mode.startswith("-") and "x" not in mode.mode:
+        fix = Fix("Make it executable", commands=(f"chmod +x {path}",))
+        return _report(launch, word, f"{path} is not executable ({mode.mode}): 'Permission denied'", fix)
+    return None
+
+
+def _missing(case: Case, launch: Launch, word: Word, name: str) -> Finding | None:
+    """A command that is not on PATH; only this machine's own PATH is known completely."""
+    owner = _OWNERS.get(name)
+    if case.facts.origin != _THIS_MACHINE or owner is None or isinstance(case.facts.packages, Unknown):
+        return None
+    if owner in case.facts.packages:
+        message = f"{name} is not on PATH, although {owner} {case.facts.packages[owner]} is installed"
+        return _report(launch, word, message, Fix("Activate its environment, or start it as python -m …"))
+    if case.mode != "check" and "torch" not in case.facts.packages:
+        # A machine without torch is where the command is read, not where it is meant to run.
+        return None
+    message = f"{name} is not on PATH and {owner} is not installed"
+    return _report(launch, word, message, Fix(f"Install {owner}", commands=(f"python -m pip install {owner}",)))
+
+
+def _report(launch: Launch, word: Word, message: str, fix: Fix | None) -> Finding:
+    return report(RULE, message, launch.command.locate(word.span), fix=fix)
