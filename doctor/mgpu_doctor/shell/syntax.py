@@ -1,0 +1,194 @@
+"""The parts of a shell text: words with their quoting, simple commands, and what holds them together.
+
+All offsets count code points of the text that was parsed (an excerpt's text),
+not of the source it was taken from.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Union
+
+
+class Literal(NamedTuple):
+    """Text that stands for itself. ``exact``: character ``i`` stands at ``start + i``."""
+
+    text: str
+    start: int
+    end: int
+    quoted: bool = False
+    exact: bool = True
+
+
+class Parameter(NamedTuple):
+    """``$NAME``, ``${NAME…}``, ``$1``, ``$@`` …
+
+    ``index`` is what stands in brackets (``@`` for ``${A[@]}``). ``operator`` is
+    one of ``:-``, ``-``, ``:=``, ``=``, ``:?``, ``?``, ``:+``, ``+``, ``#``, ``##``, ``%``, ``%%``, ``/``, ``//``, ``/#``,
+    ``/%``, ``^``, ``^^``, ``,``, ``,,``, ``@``, ``:`` (a slice), or empty; ``arguments`` are its words.
+    """
+
+    name: str
+    start: int
+    end: int
+    quoted: bool = False
+    index: str | None = None
+    operator: str = ""
+    arguments: tuple[tuple[Part, ...], ...] = ()
+    length: bool = False
+    indirect: bool = False
+
+
+class Substitution(NamedTuple):
+    """``$(…)``, a backquoted command, or ``<(…)``: its result is unknown."""
+
+    start: int
+    end: int
+    quoted: bool = False
+    kind: str = "$("
+    body: tuple[Item, ...] = ()
+
+
+class Arithmetic(NamedTuple):
+    """``$((expression))``."""
+
+    expression: str
+    start: int
+    end: int
+    quoted: bool = False
+
+
+class Placeholder(NamedTuple):
+    """``<path to model>``: what documents write where the reader puts something."""
+
+    start: int
+    end: int
+    quoted: bool = False
+
+
+Part = Union[Literal, Parameter, Substitution, Arithmetic, Placeholder]
+
+
+class WordNode(NamedTuple):
+    """One word before expansion."""
+
+    parts: tuple[Part, ...]
+    start: int
+    end: int
+
+
+class ArrayNode(NamedTuple):
+    """``( … )`` behind ``NAME=``: words with their index as written, None for the next one."""
+
+    items: tuple[tuple[str | None, WordNode], ...]
+    start: int
+    end: int
+
+
+class Assignment(NamedTuple):
+    """``NAME=value``, ``NAME+=value``, ``NAME[i]=value``, ``NAME=( … )``."""
+
+    name: str
+    index: str | None
+    append: bool
+    value: WordNode | ArrayNode
+    start: int
+    end: int
+
+
+class Here(NamedTuple):
+    """A here-document's body. ``parts`` holds its expansions unless the delimiter was quoted."""
+
+    parts: tuple[Part, ...]
+    start: int
+    end: int
+
+
+class RedirectNode(NamedTuple):
+    """A redirection; ``here`` is the number of its here-document in :attr:`Parsed.heres`."""
+
+    operator: str
+    target: WordNode | None
+    start: int
+    end: int
+    here: int | None = None
+
+
+class Simple(NamedTuple):
+    """A simple command: ``lead`` (``time``), assignments, words, redirections.
+
+    ``words`` may hold assignments where a declaration builtin (``export``, ``declare`` …) takes them.
+    """
+
+    lead: tuple[WordNode, ...]
+    assignments: tuple[Assignment, ...]
+    words: tuple[WordNode | Assignment, ...]
+    redirects: tuple[RedirectNode, ...]
+    start: int
+    end: int
+
+
+class Compound(NamedTuple):
+    """A compound command.
+
+    ``kind``: ``subshell``, ``group``, ``for``, ``select``, ``while``, ``until``, ``if``,
+    ``case``, ``test``, ``arithmetic``. ``branches`` are its bodies: for ``if`` condition and body in
+    turn, the last body alone when there is an ``else``; for loops the condition (or an empty list) and the body.
+    ``name`` is a loop's variable, ``words`` what it runs over (None: the positional parameters).
+    """
+
+    kind: str
+    branches: tuple[tuple[Item, ...], ...]
+    redirects: tuple[RedirectNode, ...]
+    start: int
+    end: int
+    name: str | None = None
+    words: tuple[WordNode, ...] | None = None
+    expression: str = ""
+
+
+class Function(NamedTuple):
+    """A function's definition."""
+
+    name: str
+    body: Node
+    start: int
+    end: int
+
+
+Node = Union[Simple, Compound, Function]
+
+
+class Item(NamedTuple):
+    """A pipeline in a list. ``joined`` is the operator before it: empty, ``&&`` or ``||``."""
+
+    joined: str
+    commands: tuple[Node, ...]
+    background: bool
+    negated: bool = False
+
+
+class RawMark(NamedTuple):
+    """A lexical event, see :class:`mgpu_doctor.model.command.Mark`."""
+
+    kind: str
+    start: int
+    end: int
+    detail: str = ""
+
+
+class Trouble(NamedTuple):
+    """A place where the shell would refuse the text. ``sure`` is False where it may be our own shortcoming."""
+
+    message: str
+    start: int
+    end: int
+    sure: bool = True
+
+
+class Parsed(NamedTuple):
+    """A whole text."""
+
+    items: tuple[Item, ...]
+    heres: tuple[Here | None, ...]
+    marks: tuple[RawMark, ...]
+    troubles: tuple[Trouble, ...]
