@@ -98,3 +98,12 @@ def test_options_of_a_container() -> None:
     layer = wrapper_layer(Wrapper("docker run", words_of("docker run --shm-size=16g --gpus all image")))
     assert layer is not None
     assert given(layer) == {"shm_size": "16g", "gpus": "all"}
+
+
+def test_a_list_inside_a_container_picks_from_its_devices() -> None:
+    layer = wrapper_layer(Wrapper("docker run", words_of("docker run --gpus device=4,5,6 image")))
+    assert layer is not None
+    after = plan(layer, one_process(), context_of("python train.py", environment={"CUDA_VISIBLE_DEVICES": "2,0"}))
+    visible = after.visible.known
+    assert visible is not None
+    assert (visible.entries, visible.physical) == (("2", "0"), (6, 4))

@@ -26,16 +26,24 @@ CANONICAL = {
     "orterun": "mpirun",
     "prterun": "mpirun",
     "docker run": "docker",
-    "docker exec": "docker exec",
+    "docker container run": "docker",
+    "docker compose run": "docker",
+    "docker-compose run": "docker",
     "nvidia-docker run": "docker",
-    "nvidia-docker": "docker",
-    "podman run": "podman",
+    "nerdctl run": "docker",
+    "podman run": "docker",
+    "docker exec": "docker exec",
+    "docker compose exec": "docker exec",
+    "docker-compose exec": "docker exec",
+    "podman exec": "docker exec",
+    "singularity exec": "apptainer",
+    "apptainer exec": "apptainer",
     "sh -c": "bash -c",
     "zsh -c": "bash -c",
+    "dash -c": "bash -c",
+    "ksh -c": "bash -c",
 }
-LAYERS = frozenset(
-    {"srun", "mpirun", "bash -c", "ray job submit", "docker", "podman", "apptainer", "singularity", "apptainer exec"}
-)
+LAYERS = frozenset({"srun", "mpirun", "bash -c", "ray job submit", "docker", "docker exec", "apptainer"})
 """Wrappers that are shown as layers; the rest (``nohup``, ``time``, ``sudo`` …) only start a command."""
 
 _COUNT = OptionSpec("ntasks", ("-n", "--ntasks"), type="int")
@@ -78,7 +86,7 @@ def wrapper_layer(wrapper: Wrapper) -> Layer | None:
         return None
     named = _name_words(wrapper)
     own = wrapper.words[named:]
-    specs = {"srun": _SRUN, "mpirun": _MPI}.get(name, _CONTAINER if name in {"docker", "podman"} else ())
+    specs = {"srun": _SRUN, "mpirun": _MPI}.get(name, _CONTAINER if name == "docker" else ())
     return Layer(name, wrapper.words[:named], own, _read_options(own, specs))
 
 
@@ -88,8 +96,8 @@ def plan(layer: Layer, before: Plan, context: Context) -> Plan:
         return _srun(layer, before, context)
     if layer.launcher == "mpirun":
         return _mpirun(layer, before)
-    if layer.launcher in {"docker", "podman"}:
-        return _container(layer, before)
+    if layer.launcher == "docker":
+        return _container(layer, before, context)
     return before
 
 
@@ -202,28 +210,32 @@ def _mpirun(layer: Layer, before: Plan) -> Plan:
     )
 
 
-def _container(layer: Layer, before: Plan) -> Plan:
+def _container(layer: Layer, before: Plan, context: Context) -> Plan:
+    """Inside a container the devices that it was given count from 0, and a list inside picks from these."""
     gpus = layer.option("gpus")
     if gpus is None or gpus.value is None:
         return before
     text = gpus.value.strip("\"'")
-    origin = Origin("option", "--gpus", None)
-    if text == "all":
+    offered: tuple[int | Unknown, ...]
+    if text.isdigit() and len(text) < 4:
+        offered = tuple(range(int(text)))
+    elif text.startswith("device="):
+        names = [part.strip() for part in text[len("device=") :].split(",") if part.strip()]
+        offered = tuple(int(part) if part.isdigit() else Unknown("it is named by UUID") for part in names)
+    else:
         return before
-    if text.isdigit():
-        count = int(text)
-        return replace(before, visible=_renumbered(tuple(range(count)), origin))
-    if text.startswith("device="):
-        ids = [part.strip() for part in text[len("device=") :].split(",") if part.strip()]
-        physical = tuple(int(part) if part.isdigit() else Unknown("named by UUID") for part in ids)
-        return replace(before, visible=_renumbered(physical, origin))
-    return before
-
-
-def _renumbered(physical: tuple[int | Unknown, ...], origin: Origin) -> Setting[VisibleDevices]:
-    """Inside a container the devices count from 0."""
-    entries = tuple(str(index) for index in range(len(physical)))
-    return Setting(VisibleDevices(entries, physical, all=True), origin)
+    entries = tuple(str(index) for index in range(len(offered)))
+    origin = Origin("option", "--gpus", context.command.locate(gpus.span))
+    inside = context.command.variable("CUDA_VISIBLE_DEVICES")
+    if inside is not None:
+        if inside.text is None:
+            return before
+        picked = [part.strip() for part in inside.text.split(",")]
+        if not all(part.isdigit() and int(part) < len(offered) for part in picked):
+            return before
+        entries, offered = tuple(picked), tuple(offered[int(part)] for part in picked)
+        origin = Origin("variable", "CUDA_VISIBLE_DEVICES", inside.location)
+    return replace(before, visible=Setting(VisibleDevices(entries, offered, all=inside is None), origin))
 
 
 def _given(layer: Layer, dest: str, context: Context) -> Setting[int] | None:

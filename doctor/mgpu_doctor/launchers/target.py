@@ -17,7 +17,10 @@ from mgpu_doctor.model.launch import Argument, Engine, Layer, Target
 from mgpu_doctor.model.program import ConfigFile, Program
 from mgpu_doctor.model.source import Location, Span
 
-_OTHER_PLACES = ("docker", "podman", "nerdctl", "singularity", "apptainer", "enroot", "ssh", "kubectl", "ray job", "su")
+_OTHER_PLACES = (
+    "docker", "podman", "nerdctl", "nvidia-docker", "singularity", "apptainer", "enroot", "ssh", "kubectl", "oc ",
+    "ray job",
+)  # fmt: skip
 """Wrappers behind which paths are another machine's, container's or directory's."""
 
 _SUBCOMMAND_LAYERS = frozenset({"llamafactory-cli", "swift", "megatron"})
