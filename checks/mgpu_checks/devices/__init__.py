@@ -22,11 +22,13 @@ from mgpu_doctor.authoring import (
     Launch,
     Location,
     Option,
+    Piece,
     Program,
     Seen,
     Span,
     Unknown,
     Variable,
+    Word,
     delete_words,
 )
 
@@ -106,7 +108,7 @@ def indices(text: str) -> tuple[int, ...] | None:
 
 
 def assignments(case: Case) -> Iterator[Variable]:
-    """Every variable that the texts set or that a launch inherits, each place once."""
+    """Every variable that the texts set, each place once, and the list of devices that launches inherit."""
     seen: set[tuple[str, Span] | str] = set()
     groups = [script.assignments for script in case.scripts]
     groups += [command.environment for command in case.commands]
@@ -117,19 +119,39 @@ def assignments(case: Case) -> Iterator[Variable]:
             if key not in seen:
                 seen.add(key)
                 yield variable
+    for launch in case.launches:
+        found = reaching(case, launch, VISIBLE)
+        if found is not None and found.location is None:
+            yield found
+            return
+
+
+def reaching(case: Case, launch: Launch, name: str) -> Variable | None:
+    """The variable that reaches the launcher: what the text sets, else what the machine's environment holds."""
+    command = launch.command
+    if any(variable.name == name for variable in command.environment):
+        return command.variable(name)
+    inherited = case.facts.environment
+    if isinstance(inherited, Unknown) or name not in inherited or command.unset_all or elsewhere(command):
+        return None
+    return _inherited(name, inherited[name])
+
+
+def _inherited(name: str, text: str) -> Variable:
+    return Variable(name, Word(Span(0, 0), (Piece(text, text),)), "inherited")
 
 
 def selections(case: Case) -> Iterator[Selection]:
     """What chooses the GPUs of each launch, as far as its text is known: the last that has a say."""
     for launch in case.launches:
-        for chosen in (gpu_ids(launch), _from_variable(launch)):
+        for chosen in (gpu_ids(launch), _from_variable(case, launch)):
             if chosen is not None:
                 yield chosen
                 break
 
 
-def _from_variable(launch: Launch) -> Selection | None:
-    variable = launch.command.variable(VISIBLE)
+def _from_variable(case: Case, launch: Launch) -> Selection | None:
+    variable = reaching(case, launch, VISIBLE)
     if variable is None or variable.text is None:
         return None
     return Selection(VISIBLE, variable.text, launch, variable.location, variable)
@@ -249,7 +271,7 @@ def set_by_program(program: Program, name: str) -> tuple[Seen, str | None] | Non
     return None
 
 
-def on_cpu(launch: Launch) -> bool:
+def on_cpu(case: Case, launch: Launch) -> bool:
     """Whether the command, its configuration or its list of devices asks for a run on the CPU."""
     layer = launch.layer("accelerate")
     if layer is not None:
@@ -266,8 +288,8 @@ def on_cpu(launch: Launch) -> bool:
         argument = launch.target.argument(name)
         if argument is not None and argument.value in {"cpu", "gloo", "mpi", "npu", "xpu", "hpu", "mps"}:
             return True
-    hidden = launch.command.variable(VISIBLE)
-    accelerator = launch.command.variable("DS_ACCELERATOR") or launch.command.variable("ACCELERATE_USE_CPU")
+    hidden = reaching(case, launch, VISIBLE)
+    accelerator = reaching(case, launch, "DS_ACCELERATOR") or reaching(case, launch, "ACCELERATE_USE_CPU")
     if accelerator is not None and accelerator.text not in {"cuda", "false", "0", "no"}:
         return True
     return hidden is not None and hidden.text in {"", "-1"}

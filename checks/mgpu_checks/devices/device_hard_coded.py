@@ -83,7 +83,7 @@ def find(case: Case) -> Iterator[Finding]:
     """Programs that run in several ranks and use one card in all of them."""
     for launch in case.launches:
         ranks, program = ranks_here(launch), program_of(launch)
-        if ranks is None or ranks < 2 or program is None or on_cpu(launch) or _one_device_per_task(launch):
+        if ranks is None or ranks < 2 or program is None or on_cpu(case, launch) or _one_device_per_task(launch):
             continue
         if program.all("spawns-ranks") or set_by_program(program, VISIBLE) is not None:
             continue

@@ -84,7 +84,7 @@ def find(case: Case) -> Iterator[Finding]:
     """Programs and options that place a model over several cards in each of several ranks."""
     for launch in case.launches:
         ranks = ranks_here(launch)
-        if ranks is None or ranks < 2 or on_cpu(launch):
+        if ranks is None or ranks < 2 or on_cpu(case, launch):
             continue
         program = program_of(launch)
         if program is not None:

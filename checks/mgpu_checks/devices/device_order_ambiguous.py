@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.devices import ORDER, elsewhere, gpu_count, indices, program_of, selections, set_by_program
+from mgpu_checks.devices import ORDER, elsewhere, gpu_count, indices, program_of, reaching, selections, set_by_program
 from mgpu_doctor.authoring import (
     Case,
     Example,
@@ -76,7 +76,7 @@ def find(case: Case) -> Iterator[Finding]:
     seen = set()
     for selection in selections(case):
         wanted = indices(selection.text)
-        if wanted is None or elsewhere(selection.launch.command) or _ordered(selection.launch):
+        if wanted is None or elsewhere(selection.launch.command) or _ordered(case, selection.launch):
             continue
         count = case.require(gpu_count(case))
         gpus = case.facts.gpus
@@ -102,8 +102,8 @@ def find(case: Case) -> Iterator[Finding]:
         )
 
 
-def _ordered(launch: Launch) -> bool:
-    order = launch.command.variable(ORDER)
+def _ordered(case: Case, launch: Launch) -> bool:
+    order = reaching(case, launch, ORDER)
     if order is not None:
         return order.text is None or order.text == "PCI_BUS_ID"
     program = program_of(launch)

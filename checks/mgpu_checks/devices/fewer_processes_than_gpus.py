@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.devices import VISIBLE, elsewhere, indices, on_cpu, program_of, ranks_here
+from mgpu_checks.devices import VISIBLE, elsewhere, indices, on_cpu, program_of, ranks_here, reaching
 from mgpu_doctor.authoring import Case, Example, Finding, Fix, Launch, Reference, Rule, Severity, Unknown, report
 
 _SPLIT = (
@@ -48,8 +48,8 @@ RULE = Rule(
 def find(case: Case) -> Iterator[Finding]:
     """Launches that leave visible GPUs without a rank."""
     for launch in case.launches:
-        ranks, variable = ranks_here(launch), launch.command.variable(VISIBLE)
-        if ranks is None or ranks < 1 or variable is None or on_cpu(launch) or elsewhere(launch.command):
+        ranks, variable = ranks_here(launch), reaching(case, launch, VISIBLE)
+        if ranks is None or ranks < 1 or variable is None or on_cpu(case, launch) or elsewhere(launch.command):
             continue
         wanted, visible = indices(variable.text or ""), launch.visible.value
         if wanted is None or isinstance(visible, Unknown) or visible.all or _splits(launch):

@@ -70,7 +70,7 @@ LEAST_GIB = 0.5
 def find(case: Case) -> Iterator[Finding]:
     """Launches on this machine that would meet somebody on their GPUs."""
     for launch in case.launches:
-        if on_cpu(launch) or elsewhere(launch.command):
+        if on_cpu(case, launch) or elsewhere(launch.command):
             continue
         chosen = _chosen(launch)
         if not chosen:

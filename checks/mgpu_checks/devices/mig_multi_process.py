@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.devices import VISIBLE, elements, elsewhere, on_cpu, ranks_here
+from mgpu_checks.devices import VISIBLE, elements, elsewhere, on_cpu, ranks_here, reaching
 from mgpu_doctor.authoring import (
     Case,
     Example,
@@ -72,9 +72,9 @@ def find(case: Case) -> Iterator[Finding]:
     """Multi-process launches whose devices are MIG instances."""
     for launch in case.launches:
         ranks = ranks_here(launch)
-        if ranks is None or ranks < 2 or on_cpu(launch) or elsewhere(launch.command):
+        if ranks is None or ranks < 2 or on_cpu(case, launch) or elsewhere(launch.command):
             continue
-        variable = launch.command.variable(VISIBLE)
+        variable = reaching(case, launch, VISIBLE)
         if variable is not None and variable.text is None:
             continue
         named = [element for element in elements(variable.text or "") if element.kind == "mig"] if variable else []

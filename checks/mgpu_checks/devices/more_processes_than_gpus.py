@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mgpu_checks.devices import VISIBLE, elements, elsewhere, on_cpu, program_of, ranks_here, uses_cuda
+from mgpu_checks.devices import VISIBLE, elements, elsewhere, on_cpu, program_of, ranks_here, reaching, uses_cuda
 from mgpu_doctor.authoring import (
     Case,
     Edit,
@@ -88,9 +88,9 @@ def find(case: Case) -> Iterator[Finding]:
     """Launches with ranks that have no GPU."""
     for launch in case.launches:
         ranks = ranks_here(launch)
-        if ranks is None or ranks < 2 or on_cpu(launch) or elsewhere(launch.command) or _for_cpu(launch):
+        if ranks is None or ranks < 2 or on_cpu(case, launch) or elsewhere(launch.command) or _for_cpu(launch):
             continue
-        variable = launch.command.variable(VISIBLE)
+        variable = reaching(case, launch, VISIBLE)
         if variable is not None and variable.text is None:
             continue
         visible = case.require(launch.visible.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.devices import VISIBLE, elsewhere, gpu_count, ranks_here, uses_cuda
+from mgpu_checks.devices import VISIBLE, elsewhere, gpu_count, ranks_here, reaching, uses_cuda
 from mgpu_doctor.authoring import (
     Case,
     Example,
@@ -80,9 +80,9 @@ _HIDES = frozenset({"", "-1", "nodevfiles", "none", "void"})
 def find(case: Case) -> Iterator[Finding]:
     """Launches that need a GPU and see none."""
     for launch in case.launches:
-        variable = launch.command.variable(VISIBLE)
+        variable = reaching(case, launch, VISIBLE)
         if variable is not None and variable.text is not None and variable.text.strip().lower() in _HIDES:
-            why = _needs(launch) or _slurm(launch, variable)
+            why = _needs(case, launch) or _slurm(launch, variable)
             if why is not None:
                 shown = variable.text or "''"
                 yield report(
@@ -94,7 +94,7 @@ def find(case: Case) -> Iterator[Finding]:
                 )
             continue
         if variable is None and not elsewhere(launch.command) and gpu_count(case) == 0:
-            why = _needs(launch)
+            why = _needs(case, launch)
             if why is not None:
                 yield report(
                     RULE,
@@ -105,9 +105,9 @@ def find(case: Case) -> Iterator[Finding]:
                 )
 
 
-def _needs(launch: Launch) -> str | None:
+def _needs(case: Case, launch: Launch) -> str | None:
     """Why the launch cannot do without a GPU; None when it may be meant for the CPU."""
-    accelerator = launch.command.variable("DS_ACCELERATOR")
+    accelerator = reaching(case, launch, "DS_ACCELERATOR")
     if launch.layer("deepspeed") is not None:
         return "deepspeed starts nothing without one" if accelerator is None else None
     accelerate = launch.layer("accelerate")

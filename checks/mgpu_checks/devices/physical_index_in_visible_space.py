@@ -14,6 +14,7 @@ from mgpu_checks.devices import (
     indices,
     listed,
     program_of,
+    reaching,
     set_by_program,
 )
 from mgpu_doctor.authoring import (
@@ -132,7 +133,7 @@ _DEEPSPEED_CONTIGUOUS = ("0.5.7", "0.15.2")
 def find(case: Case) -> Iterator[Finding]:
     """Numbers that miss the visible list: in programs, behind scripts, in deepspeed's slots, in Slurm jobs."""
     for launch in case.launches:
-        variable = launch.command.variable(VISIBLE)
+        variable = reaching(case, launch, VISIBLE)
         wanted = indices(variable.text or "") if variable is not None else None
         if variable is None or wanted is None or elsewhere(launch.command):
             continue

@@ -12,6 +12,7 @@ from mgpu_checks.devices import (
     indices,
     is_typed,
     listed,
+    reaching,
     without_variable,
 )
 from mgpu_doctor.authoring import (
@@ -114,8 +115,8 @@ def find(case: Case) -> Iterator[Finding]:
     """Launches through deepspeed whose list of GPUs does not survive it."""
     for launch in case.launches:
         layer = launch.layer("deepspeed")
-        variable = launch.command.variable(VISIBLE)
-        if layer is None or variable is None or not _reads_locally(launch, layer):
+        variable = reaching(case, launch, VISIBLE)
+        if layer is None or variable is None or not _reads_locally(case, launch, layer):
             continue
         old = (
             layer.release is not None and layer.release.certain and not at_least(layer.release.version, READS_VARIABLE)
@@ -125,10 +126,10 @@ def find(case: Case) -> Iterator[Finding]:
             yield finding
 
 
-def _reads_locally(launch: Launch, layer: Layer) -> bool:
+def _reads_locally(case: Case, launch: Launch, layer: Layer) -> bool:
     if layer.opaque is not None or layer.option("hostfile") is not None:
         return False
-    accelerator = launch.command.variable("DS_ACCELERATOR")
+    accelerator = reaching(case, launch, "DS_ACCELERATOR")
     return accelerator is None or accelerator.text == "cuda"
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mgpu_checks.devices import VISIBLE, Element, assignments, elements, gpu_ids, kept, value_edit
+from mgpu_checks.devices import VISIBLE, Element, assignments, elements, gpu_ids, kept, reaching, value_edit
 from mgpu_doctor.authoring import (
     Case,
     Command,
@@ -108,7 +108,7 @@ def find(case: Case) -> Iterator[Finding]:
         yield from _for_docker(command)
     for launch in case.launches:
         yield from _in_options(launch)
-        yield from _for_deepspeed(launch)
+        yield from _for_deepspeed(case, launch)
 
 
 def _in_variable(variable: Variable) -> Iterator[Finding]:
@@ -327,7 +327,7 @@ def _for_docker(command: Command) -> Iterator[Finding]:
         )
 
 
-def _for_deepspeed(launch: Launch) -> Iterator[Finding]:
+def _for_deepspeed(case: Case, launch: Launch) -> Iterator[Finding]:
     layer = launch.layer("deepspeed")
     if layer is None or layer.opaque is not None:
         return
@@ -338,7 +338,7 @@ def _for_deepspeed(launch: Launch) -> Iterator[Finding]:
             finding = split or _bad_slots(launch, option)
             if finding is not None:
                 yield finding
-    variable = launch.command.variable(VISIBLE)
+    variable = reaching(case, launch, VISIBLE)
     filtered = any(layer.option(dest) for dest in ("include", "exclude", "num_gpus", "num_nodes", "hostfile"))
     if variable is None or filtered or variable.text is None or variable.text.strip().lower() in HIDDEN:
         return

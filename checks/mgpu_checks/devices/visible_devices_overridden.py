@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.devices import VISIBLE, Selection, elements, gpu_ids, program_of, ranks_here, set_by_program
+from mgpu_checks.devices import VISIBLE, Selection, elements, gpu_ids, program_of, ranks_here, reaching, set_by_program
 from mgpu_doctor.authoring import (
     Case,
     Evidence,
@@ -89,7 +89,7 @@ RULE = Rule(
 def find(case: Case) -> Iterator[Finding]:
     """Launches whose list of devices is replaced on the way to the workers."""
     for launch in case.launches:
-        variable = launch.command.variable(VISIBLE)
+        variable = reaching(case, launch, VISIBLE)
         chosen = gpu_ids(launch)
         if chosen is not None and variable is not None:
             yield from _by_accelerate(launch, variable, chosen)
