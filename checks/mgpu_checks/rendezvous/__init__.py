@@ -18,6 +18,7 @@ from mgpu_doctor.authoring import (
     Span,
     Unknown,
     Variable,
+    Word,
     insert,
     replace,
 )
@@ -166,6 +167,51 @@ def known_address(launch: Launch) -> str | None:
     if launch.rendezvous is None or launch.rendezvous.address is None:
         return None
     return launch.rendezvous.address.known
+
+
+def stated_address(launch: Launch) -> tuple[Word, Option] | None:
+    """The word that gives the address, and its option; None when no option of the launcher gives one.
+
+    An endpoint's word holds the port as well: see :func:`host_of`.
+    """
+    layer = binding_layer(launch)
+    if layer is None:
+        return None
+    for dest in ("rdzv_endpoint", "master_addr", "main_process_ip"):
+        option = layer.option(dest)
+        if option is not None and option.values:
+            return option.values[0], option
+    return None
+
+
+def host_of(text: str, option: Option) -> str:
+    """The host in an option's value: without the port where the option is an endpoint."""
+    if option.dest != "rdzv_endpoint":
+        return text
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    host, colon, _ = text.rpartition(":")
+    return host if colon else text
+
+
+def inherits(case: Case, command: Command, name: str) -> bool | Unknown:
+    """Whether a variable reaches the command; Unknown where the environment was not looked at."""
+    if command.variable(name) is not None:
+        return True
+    value = case.facts.variable(name)
+    return value if isinstance(value, Unknown) else value is not None
+
+
+def platform_speaks(case: Case) -> bool:
+    """Whether a platform hands torchrun its options as PET_ variables."""
+    environment = case.facts.environment
+    return not isinstance(environment, Unknown) and any(name.startswith("PET_") for name in environment)
+
+
+def many_nodes(launch: Launch) -> int | None:
+    """The number of nodes where it is known and more than one, else None."""
+    nodes = launch.nodes.known
+    return nodes if nodes is not None and nodes > 1 else None
 
 
 def is_hidden(setting: Setting[int] | Setting[str] | None) -> bool:

@@ -48,7 +48,8 @@ RULE = Rule(
     sources=(
         Reference(
             "torch 2.13.0, c10d TCPStore",
-            "port 1 as a normal user: errno 13; 70000: ValueError or OverflowError, out of range",
+            "port 1 as a normal user: errno 13, Permission denied; 70000 and -1: TypeError, the port has 16 bits",
+            ran=True,
         ),
         Reference(
             "accelerate 1.7.0, utils/other.py is_port_in_use()", "hands the port to connect_ex(), which refuses > 65535"

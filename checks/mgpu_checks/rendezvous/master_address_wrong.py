@@ -1,0 +1,218 @@
+"""The address where the nodes would meet does not lead all of them to the first one."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator
+
+from mgpu_checks.rendezvous import (
+    binding_layer,
+    host_of,
+    is_loopback,
+    is_typed,
+    many_nodes,
+    stated_address,
+)
+from mgpu_doctor.authoring import (
+    Case,
+    Edit,
+    Evidence,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Location,
+    Option,
+    Reference,
+    Rule,
+    Severity,
+    Unknown,
+    Word,
+    replace,
+    report,
+)
+
+TWO = "torchrun --nnodes 2 --node_rank {rank} --nproc_per_node 8 --master_addr {host} --master_port 29500 train.py\n"
+
+RULE = Rule(
+    code="MGD307",
+    slug="master-address-wrong",
+    title="The nodes would not meet at this address",
+    severity=Severity.ERROR,
+    summary="The master address is loopback, malformed, this node's own on a later node, or differs between nodes.",
+    why=(
+        "Every node must name the address of the node with rank 0, and each must reach it. `localhost` and 127.0.0.1 "
+        "lead every node to itself: each waits alone until the time-out. An address with a scheme or a port inside "
+        "cannot be resolved."
+    ),
+    bad=(
+        Example(
+            "loopback", "torchrun --nnodes 2 --node_rank 1 --master_addr 127.0.0.1 --master_port 29500 t.py", facts=None
+        ),
+        Example(
+            "an endpoint on each node itself",
+            "torchrun --nnodes=4 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=localhost:29500 train.py",
+            facts=None,
+        ),
+        Example(
+            "accelerate",
+            "accelerate launch --multi_gpu --num_machines 2 --machine_rank 1 --main_process_ip localhost "
+            "--num_processes 16 train.py",
+        ),
+        Example(
+            "LLaMA-Factory",
+            "FORCE_TORCHRUN=1 NNODES=2 NODE_RANK=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 "
+            "llamafactory-cli train a.yaml",
+        ),
+        Example(
+            "this node's own address on the second node",
+            "torchrun --nnodes 2 --node_rank 1 --master_addr 10.0.0.5 --master_port 29500 train.py",
+        ),
+        Example(
+            "a port inside",
+            "torchrun --nnodes 2 --node_rank 1 --master_addr 10.0.0.9:29500 --master_port 29500 train.py",
+        ),
+        Example(
+            "a scheme inside", "torchrun --nnodes 2 --node_rank 1 --master_addr tcp://10.0.0.9 --master_port 29500 t.py"
+        ),
+        Example(
+            "each node names itself",
+            lint=("node0.sh", "node1.sh"),
+            files={"node0.sh": TWO.format(rank=0, host="10.0.0.5"), "node1.sh": TWO.format(rank=1, host="10.0.0.6")},
+        ),
+    ),
+    good=(
+        Example(
+            "the first node's address",
+            "torchrun --nnodes 2 --node_rank 0 --master_addr 10.0.0.5 --master_port 29500 train.py",
+        ),
+        Example("one node", "torchrun --nnodes 1 --master_addr localhost --master_port 29500 train.py"),
+        Example("not known", 'torchrun --nnodes 2 --rdzv_backend c10d --rdzv_endpoint "$HEAD:29500" t.py', facts=None),
+        Example(
+            "two nodes tried on one machine",
+            "torchrun --nnodes 2 --node_rank 0 --master_addr 127.0.0.1 --master_port 29600 a.py &\n"
+            "torchrun --nnodes 2 --node_rank 1 --master_addr 127.0.0.1 --master_port 29600 a.py\n",
+        ),
+        Example(
+            "the same on both",
+            lint=("node0.sh", "node1.sh"),
+            files={"node0.sh": TWO.format(rank=0, host="10.0.0.5"), "node1.sh": TWO.format(rank=1, host="10.0.0.5")},
+        ),
+    ),
+    sources=(
+        Reference(
+            "torch 2.6.0 and 2.13.0, elastic/rendezvous/c10d_rendezvous_backend.py",
+            "an endpoint that matches this machine makes this agent open the store itself",
+        ),
+        Reference(
+            "torch 2.6.0, elastic/rendezvous/static_tcp_rendezvous.py",
+            "rank 0 opens the store, the others connect to the address",
+        ),
+        Reference("accelerate 1.7.0, utils/launch.py", "main_process_ip becomes torchrun's master_addr"),
+        Reference("llamafactory 0.9.3, cli.py", "MASTER_ADDR becomes torchrun's --master_addr"),
+    ),
+    fix="Name the first node's address, the same on every node",
+)
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Launches over several nodes whose address cannot be right."""
+    for launch in case.launches:
+        nodes, address = many_nodes(launch), stated_address(launch)
+        if nodes is None or address is None or address[0].value is None:
+            continue
+        word, option = address
+        host = host_of(word.value or "", option)
+        reason, edit = _fault(case, launch, host, word, option)
+        if reason is not None:
+            yield report(
+                RULE,
+                f"{_name(launch, option)} is {host or 'empty'} for a job of {nodes} nodes: {reason}.",
+                launch.command.locate(option.span),
+                fix=Fix("Name the first node's address, the same on every node", () if edit is None else (edit,)),
+            )
+    yield from _different(case)
+
+
+def _name(launch: Launch, option: Option) -> str:
+    layer = binding_layer(launch)
+    return "MASTER_ADDR" if layer is not None and layer.implied else f"The address in {option.flag}"
+
+
+def _fault(case: Case, launch: Launch, host: str, word: Word, option: Option) -> tuple[str | None, Edit | None]:
+    if is_loopback(host) or host == "0.0.0.0":  # noqa: S104 - an address in somebody's text
+        if _is_rehearsal(case, launch):
+            return None, None
+        return "it leads every node to itself, so that each waits there alone", None
+    bare = _bare(host) if option.dest != "rdzv_endpoint" else None
+    if bare is not None:
+        edit = None
+        if is_typed(launch.command, option) and word.is_literal:
+            edit = replace(launch.command.source, word.span, bare)
+        return f"an address holds neither scheme nor port, so that no node can resolve it (write {bare})", edit
+    if re.fullmatch(r"\d+(\.\d+){3}", host) and any(int(part) > 255 for part in host.split(".")):
+        return "the parts of an IPv4 address go from 0 to 255", None
+    interfaces, rank = case.facts.interfaces, launch.node_rank.known
+    if not isinstance(interfaces, Unknown) and rank is not None and rank > 0 and host in interfaces.values():
+        return f"that is this machine's own, but it has node rank {rank}: the address must be that of rank 0", None
+    return None, None
+
+
+def _bare(host: str) -> str | None:
+    """The address without the scheme and the port that do not belong there; None when it has neither."""
+    match = re.fullmatch(r"(?:[a-z]+://)?([\w.-]+|\[[0-9a-f:]+\])(?::\d+)?/?", host, re.IGNORECASE)
+    if match is None or match.group(1) == host:
+        return None
+    return match.group(1)
+
+
+def _is_rehearsal(case: Case, launch: Launch) -> bool:
+    """Whether the same text starts the other nodes of the job as well, all on one machine."""
+    own = launch.node_rank.known
+    for other in case.launches:
+        if other is launch or other.command.source is not launch.command.source or many_nodes(other) is None:
+            continue
+        if other.node_rank.known != own or own is None:
+            return True
+    return launch.command.repeated
+
+
+def _different(case: Case) -> Iterator[Finding]:
+    """Files of one directory that hold the same launch for different nodes, with different addresses."""
+    groups: dict[tuple[str | None, ...], list[tuple[Launch, Option, Word]]] = {}
+    for launch in case.launches:
+        address = stated_address(launch)
+        source = launch.command.source
+        if address is None or source.path is None or many_nodes(launch) is None or address[0].value is None:
+            continue
+        layer = binding_layer(launch)
+        rank = layer.option("machine_rank" if layer.launcher == "accelerate" else "node_rank") if layer else None
+        if rank is None or layer is None or layer.implied or rank.value is None or not address[0].is_literal:
+            continue
+        varying = {word for option in (rank, address[1]) for word in option.values}
+        words = tuple(None if word in varying else word.value for word in launch.command.words)
+        groups.setdefault((posixpath.dirname(source.name), *words), []).append((launch, address[1], address[0]))
+    for members in groups.values():
+        first, *others = members
+        ranks = {launch.node_rank.known for launch, _, _ in members}
+        if len(ranks) != len(members) or len({launch.command.source.name for launch, _, _ in members}) != len(members):
+            continue
+        for launch, option, word in others:
+            if word.value != first[2].value and not is_loopback(host_of(word.value or "", option)):
+                yield _difference(first, launch, option, word)
+
+
+def _difference(first: tuple[Launch, Option, Word], launch: Launch, option: Option, word: Word) -> Finding:
+    other, other_option, other_word = first
+    place: Location = launch.command.locate(option.span)
+    edit = replace(launch.command.source, word.span, other_word.value or "")
+    return report(
+        RULE,
+        f"This node would meet at {host_of(word.value or '', option)}, the one in {other.command.source.name} at "
+        f"{host_of(other_word.value or '', other_option)}: nodes of one job must name the same address, "
+        "that of rank 0.",
+        place,
+        related=(Evidence("the other address", other.command.locate(other_option.span)),),
+        fix=Fix("Use the address of the node with rank 0", (edit,)),
+    )

@@ -1,0 +1,303 @@
+"""A node's rank is beyond the number of nodes, missing, or the same on every node."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+
+from mgpu_checks.rendezvous import (
+    binding_layer,
+    host_of,
+    inherits,
+    is_loopback,
+    is_torchrun,
+    is_typed,
+    launcher_place,
+    many_nodes,
+    option_insertion,
+    platform_speaks,
+    starts_copies,
+    stated_address,
+    value_edit,
+)
+from mgpu_doctor.authoring import (
+    Case,
+    Edit,
+    Evidence,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Layer,
+    Location,
+    Option,
+    Reference,
+    Rule,
+    Severity,
+    Unknown,
+    delete_words,
+    replace,
+    report,
+)
+
+NODE_A = "torchrun --nnodes 2 --nproc_per_node 8 --node_rank 0 --master_addr 10.0.0.5 --master_port 29500 train.py\n"
+
+RULE = Rule(
+    code="MGD305",
+    slug="node-rank-wrong",
+    title="The node's rank is wrong",
+    severity=Severity.ERROR,
+    summary="A node's rank is beyond the number of nodes, missing, or equal on every node.",
+    why=(
+        "Nodes count from 0: with N nodes the ranks are 0 to N-1, each used once. A rank that is too large waits for a "
+        "job that is already complete, or stops with an assertion; two nodes with rank 0 each want to be the first and "
+        "hang. With `--rdzv_backend c10d` ranks are given out and --node_rank is not needed."
+    ),
+    bad=(
+        Example(
+            "one node, rank 3",
+            "torchrun --nproc_per_node=4 --nnodes=1 --node_rank=3 --master_addr=10.7.0.1 --master_port=12345 train.py",
+            facts=None,
+        ),
+        Example(
+            "counted from 1",
+            "torchrun --nnodes 2 --node_rank 2 --master_addr 10.0.0.5 --master_port 29500 train.py",
+            facts=None,
+        ),
+        Example(
+            "accelerate",
+            "accelerate launch --multi_gpu --num_machines 2 --machine_rank 2 --main_process_ip 10.0.0.5 "
+            "--num_processes 16 train.py",
+        ),
+        Example(
+            "LLaMA-Factory",
+            "FORCE_TORCHRUN=1 NNODES=2 NODE_RANK=2 MASTER_ADDR=10.0.0.5 MASTER_PORT=29500 "
+            "llamafactory-cli train a.yaml",
+        ),
+        Example(
+            "missing", "torchrun --nnodes 2 --nproc_per_node 8 --master_addr 10.0.0.5 --master_port 29500 train.py"
+        ),
+        Example(
+            "a variable that torchrun does not read",
+            "export NODE_RANK=1\ntorchrun --nnodes 2 --master_addr 10.0.0.5 --master_port 29500 train.py",
+            facts=None,
+        ),
+        Example(
+            "accelerate without any",
+            "accelerate launch --multi_gpu --num_machines 2 --main_process_ip h1 --num_processes 4 train.py",
+        ),
+        Example(
+            "two files of one job", lint=("node_a.sh", "node_b.sh"), files={"node_a.sh": NODE_A, "node_b.sh": NODE_A}
+        ),
+    ),
+    good=(
+        Example(
+            "the last rank", "torchrun --nnodes 2 --node_rank 1 --master_addr 10.0.0.5 --master_port 29500 train.py"
+        ),
+        Example("from a variable", 'torchrun --nnodes 2 --node_rank "$R" --master_addr 10.0.0.5 t.py', facts=None),
+        Example("given out", "torchrun --nnodes 2 --rdzv_backend c10d --rdzv_endpoint 10.0.0.5:29500 train.py"),
+        Example(
+            "the platform sets it",
+            "torchrun --nnodes 2 --master_addr 10.0.0.5 --master_port 29500 train.py",
+            facts={"env": {"PET_NODE_RANK": "1"}},
+        ),
+        Example("one node, rank 0", "torchrun --nnodes 1 --node_rank 0 --nproc_per_node 8 train.py"),
+        Example(
+            "each its own rank",
+            lint=("node_a.sh", "node_b.sh"),
+            files={"node_a.sh": NODE_A, "node_b.sh": NODE_A.replace("node_rank 0", "node_rank 1")},
+        ),
+        Example(
+            "two jobs of one node",
+            lint=("pretrain.sh", "finetune.sh"),
+            files={"pretrain.sh": NODE_A, "finetune.sh": NODE_A.replace("train.py", "finetune.py")},
+        ),
+    ),
+    sources=(
+        Reference(
+            "torch 1.13.1 to 2.13.0, distributed/run.py",
+            "--node-rank is 0 unless given or PET_NODE_RANK is set; it counts only with the static rendezvous",
+        ),
+        Reference(
+            "torch 2.6.0, elastic/rendezvous/static_tcp_rendezvous.py",
+            "rank 0 opens the store; every agent writes its own rank's key",
+        ),
+        Reference(
+            "accelerate 0.20.3, 1.7.0, 1.15.0, utils/launch.py prepare_multi_gpu_env()",
+            "several machines: node_rank is int(machine_rank), TypeError when neither option nor file gives one",
+        ),
+        Reference("llamafactory 0.9.3, cli.py", "node_rank is NODE_RANK or 0"),
+    ),
+    fix="Give each node its own rank, from 0 to the number of nodes minus 1",
+)
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Launches whose node rank cannot be right."""
+    for launch in case.launches:
+        finding = _beyond(launch) or _missing(case, launch)
+        if finding is not None:
+            yield finding
+    yield from _equal(case)
+
+
+def _rank_option(launch: Launch) -> tuple[Layer, Option] | None:
+    layer = binding_layer(launch)
+    if layer is None:
+        return None
+    option = layer.option("machine_rank" if layer.launcher == "accelerate" else "node_rank")
+    return None if option is None else (layer, option)
+
+
+def _number(option: Option) -> int | None:
+    try:
+        return int(option.value or "")
+    except ValueError:
+        return None
+
+
+def _counts(layer: Layer) -> bool:
+    """Whether the rank that is given has a meaning: an elastic rendezvous gives ranks out."""
+    backend = layer.option("rdzv_backend")
+    if layer.launcher == "deepspeed":
+        return layer.option("no_ssh") is not None
+    return (backend is None or backend.value == "static") and layer.option("standalone") is None
+
+
+def _beyond(launch: Launch) -> Finding | None:
+    given = _rank_option(launch)
+    nodes = launch.nodes.known
+    if given is None or nodes is None:
+        return None
+    layer, option = given
+    rank = _number(option)
+    if rank is None or 0 <= rank < nodes or not _counts(layer):
+        return None
+    if layer.launcher == "accelerate" and nodes == 1:
+        # One machine: accelerate starts torchrun without any node rank.
+        return None
+    edit = None
+    if nodes == 1 and is_typed(launch.command, option) and not layer.implied:
+        edit = delete_words(launch.command.source, option.span)
+    wanted = "the only rank is 0" if nodes == 1 else f"the ranks are 0 to {nodes - 1}"
+    name = "NODE_RANK" if layer.implied else option.flag
+    title = f"Correct the rank ({wanted}) or the number of nodes" if edit is None else "Leave the node rank out"
+    return report(
+        RULE,
+        f"{name} is {rank}, but with {nodes} node{'s' if nodes > 1 else ''} {wanted}: the node waits for a job that it "
+        "is no part of.",
+        _place(launch, option),
+        evidence=(f"{nodes} from {launch.nodes.origin.detail}",),
+        fix=Fix(title, () if edit is None else (edit,)),
+    )
+
+
+def _place(launch: Launch, option: Option) -> Location:
+    return launch.command.locate(option.span)
+
+
+def _missing(case: Case, launch: Launch) -> Finding | None:
+    """Several nodes and no rank: every node believes to be the first, or the launcher stops."""
+    nodes, layer = many_nodes(launch), binding_layer(launch)
+    if nodes is None or layer is None or layer.opaque is not None or layer.implied or _rank_option(launch) is not None:
+        return None
+    if is_torchrun(layer):
+        return _missing_under_torchrun(case, launch, layer, nodes)
+    if layer.launcher == "accelerate" and layer.config is None and launch.node_rank.origin.kind == "default":
+        message = f"{nodes} machines, but no --machine_rank and no configuration file: accelerate stops (TypeError)."
+        return _missing_finding(launch, layer, message, "--machine_rank", Severity.ERROR)
+    if layer.launcher == "deepspeed" and layer.option("no_ssh") is not None:
+        message = f"{nodes} nodes without ssh, but no --node_rank: deepspeed stops (AssertionError)."
+        return _missing_finding(launch, layer, message, "--node_rank", Severity.ERROR)
+    return None
+
+
+def _missing_under_torchrun(case: Case, launch: Launch, layer: Layer, nodes: int) -> Finding | None:
+    address = stated_address(launch)
+    if address is None or not _counts(layer) or platform_speaks(case):
+        return None
+    word, option = address
+    if option.dest == "rdzv_endpoint" and layer.option("rdzv_conf") is not None:
+        # The static rendezvous may carry the rank in its own settings.
+        return None
+    unread = launch.command.variable("NODE_RANK")
+    reached = inherits(case, launch.command, "PET_NODE_RANK")
+    written = word.is_literal and _is_number(host_of(word.shown, option))
+    if reached is True or (isinstance(reached, Unknown) and unread is None and not written):
+        return None
+    surely = starts_copies(launch) or unread is not None
+    message = f"{nodes} nodes meet at {host_of(word.shown, option)}, but no --node_rank is given: every node that runs "
+    message += "this takes rank 0, wants to be the first, and they hang."
+    if unread is not None:
+        message += " torchrun does not read NODE_RANK."
+    return _missing_finding(launch, layer, message, "--node_rank", Severity.ERROR if surely else Severity.WARNING)
+
+
+def _missing_finding(launch: Launch, layer: Layer, message: str, flag: str, severity: Severity) -> Finding:
+    edit = None
+    if launch.command.variable("NODE_RANK") is not None:
+        edit = option_insertion(launch, layer, f'{flag} "$NODE_RANK"')
+    return report(
+        RULE,
+        message,
+        launcher_place(launch),
+        severity=severity,
+        fix=Fix(f"Add {flag}, 0 on the first node, 1 on the second and so on", () if edit is None else (edit,)),
+    )
+
+
+def _is_number(address: str) -> bool:
+    return address.replace(".", "").isdigit()
+
+
+def _equal(case: Case) -> Iterator[Finding]:
+    """Files of one directory that hold the same launch with the same rank: one job, written once for each node."""
+    groups: dict[tuple[str, ...], list[tuple[Launch, Option]]] = {}
+    for launch in case.launches:
+        key = _job(launch)
+        given = _rank_option(launch)
+        if key is not None and given is not None:
+            groups.setdefault(key, []).append((launch, given[1]))
+    for members in groups.values():
+        by_file = {launch.command.source.name: (launch, option) for launch, option in members}
+        nodes = members[0][0].nodes.known or 0
+        if len(members) != len(by_file) or not 1 < len(by_file) <= nodes:
+            continue
+        (first, first_option), *others = by_file.values()
+        for at, (launch, option) in enumerate(others, start=1):
+            yield _equal_finding(first, first_option, launch, option, at)
+
+
+def _job(launch: Launch) -> tuple[str, ...] | None:
+    """What makes launches of several files one job: everything, and all of it written out."""
+    source = launch.command.source
+    address = stated_address(launch)
+    if source.path is None or many_nodes(launch) is None or address is None or _rank_option(launch) is None:
+        return None
+    host = address[0].value
+    if host is None or is_loopback(host_of(host, address[1])):
+        return None
+    words = [word.value for word in launch.command.words]
+    if None in words:
+        return None
+    return (posixpath.dirname(source.name), *(word for word in words if word is not None))
+
+
+def _equal_finding(first: Launch, first_option: Option, launch: Launch, option: Option, at: int) -> Finding:
+    rank = _number(option)
+    return report(
+        RULE,
+        f"{launch.command.source.name} and {first.command.source.name} start the same job of {launch.nodes.known} "
+        f"nodes, both with node rank {rank}: both want to be the same node, and they hang.",
+        _place(launch, option),
+        related=(Evidence("the same rank here", _place(first, first_option)),),
+        fix=Fix(f"Give this node rank {at}", _rank_edits(launch, option, at)),
+    )
+
+
+def _rank_edits(launch: Launch, option: Option, rank: int) -> tuple[Edit, ...]:
+    if is_typed(launch.command, option):
+        return (replace(launch.command.source, option.values[0].span, str(rank)),)
+    variable = launch.command.variable("NODE_RANK")
+    edit = value_edit(variable, str(rank)) if variable is not None else None
+    return () if edit is None else (edit,)
