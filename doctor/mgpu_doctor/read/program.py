@@ -162,7 +162,7 @@ class _Reader:
         return Program(self.source, frozenset(self.imports), tuple(self.options), strict, tuple(self.seen[:MAX_SEEN]))
 
     def read(self, tree: ast.Module) -> None:
-        for node in ast.walk(tree):
+        for node in _statements(tree):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 self._bind_import(node)
             elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -191,8 +191,10 @@ class _Reader:
         if isinstance(node, ast.If):
             self._visit_if(node, place)
             return
+        frames = isinstance(node, _FRAMES)
         for child in ast.iter_child_nodes(node):
-            self._visit(child, _inside(node, child, place))
+            if type(child) not in _LEAVES:
+                self._visit(child, _inside(node, child, place) if frames else place)
 
     def _look(self, node: ast.AST, place: _Place) -> None:
         if isinstance(node, ast.Call):
@@ -579,6 +581,26 @@ _SIMPLE_CALLS = {
     "DistributedDataParallel": "ddp",
     "FSDP": "fsdp",
 }
+
+
+_LEAVES = frozenset({ast.Name, ast.Load, ast.Store, ast.Del, ast.Pass, ast.Break, ast.Continue, ast.alias, ast.Global})
+_FRAMES = (
+    ast.Call, ast.FunctionDef, ast.AsyncFunctionDef, ast.arguments, ast.For, ast.AsyncFor, ast.While, ast.Try,
+    ast.IfExp, ast.BoolOp, ast.comprehension, ast.Lambda, ast.ExceptHandler, ast.ClassDef,
+)  # fmt: skip
+"""Nodes that put something around their children."""
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Every statement, without going into expressions."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            for child in getattr(node, name, ()):
+                if isinstance(child, ast.stmt):
+                    yield child
+                waiting.append(child)
 
 
 def _inside(node: ast.AST, child: ast.AST, place: _Place) -> _Place:
