@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from mgpu_checks.launch import (
@@ -56,6 +57,7 @@ RULE = Rule(
         Example("words that torchrun takes", "torchrun --nproc-per-node gpu --nnodes 1:2 --rdzv-backend c10d train.py"),
         Example("a value that is not known", "torchrun --nproc-per-node $NPROC train.py"),
         Example("the script's own option", "torchrun --nproc-per-node 2 train.py --mixed_precision nonsense"),
+        Example("a stand-in for a number", "torchrun --nproc-per-node NUM_GPUS --nnodes <N> train.py", facts=None),
         Example("a script named like a value", "accelerate launch --multi_gpu true.py"),
     ),
     sources=(
@@ -72,6 +74,9 @@ RULE = Rule(
 )
 
 _KINDS = ("missing-value", "invalid-value", "invalid-choice", "unexpected-value", "unexpected-argument")
+_PLACEHOLDER = re.compile(r"[<{\[(].*[>}\])]|[A-Z][A-Z0-9_]*|\.{2,}|…|x{1,4}", re.DOTALL)
+"""Stand-ins such as ``<N>`` and ``NUM_GPUS``: they are another rule's cause."""
+
 _LOGICAL = frozenset({"true", "false", "yes", "no"})
 
 
@@ -79,6 +84,8 @@ def find(case: Case) -> Iterator[Finding]:
     """Values that a launcher's parser refuses, and words behind switches."""
     for launch, layer, problem in parse_problems(case, *_KINDS):
         if problem.kind == "invalid-choice" and not is_certain(layer) and not problem.suggestions:
+            continue
+        if _PLACEHOLDER.fullmatch(launch.command.source.slice(problem.span).strip("\"'")):
             continue
         yield report(
             RULE,
