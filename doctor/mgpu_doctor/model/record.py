@@ -2,7 +2,7 @@
 
 The standard library compiles six methods for each class when its module is imported, and imports
 ``inspect``; for the types of this program that is a third of the time that ``explain`` may take in all.
-Here the methods are shared, and the constructor is compiled when the first instance is made. To
+Here the methods are shared, and a constructor is compiled only for the types that many instances are made of. To
 type checkers these names are the standard library's own, and ``dataclasses.fields``, ``replace`` and
 ``asdict`` work on the classes.
 """
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dataclasses import dataclass, field, replace
 else:
     _MISSING = object()
+    _FEW = 4
+    # Compiling a constructor costs as much as some twenty calls without one.
 
     class _Field:
         __slots__ = ("default", "default_factory")
@@ -66,15 +68,42 @@ else:
             __dataclass_fields__=_Fields(defaults),
             record_values=staticmethod(attrgetter(*names) if names else lambda _: ()),
             record_defaults=defaults,
+            record_names=frozenset(names),
+            record_made=0,
             **methods,
         )
         return type(template)(template.__name__, template.__bases__, namespace)
 
     def _first_init(self: Any, *args: Any, **kwargs: Any) -> None:
         cls = type(self)
+        cls.record_made += 1
+        if cls.record_made <= _FEW and _fill(self, cls, args, kwargs):
+            return
         init = _compiled_init(cls)
         cls.__init__ = init
+        # Also raises the right TypeError for arguments that do not fit.
         init(self, *args, **kwargs)
+
+    def _fill(self: Any, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Set every field of one of a class's first instances; False when the arguments do not fit."""
+        names = cls.__match_args__
+        values = dict(zip(names, args, strict=False))
+        if len(args) > len(names) or not values.keys().isdisjoint(kwargs):
+            return False
+        values.update(kwargs)
+        if len(values) < len(names):
+            for name, default in cls.record_defaults.items():
+                if name in values:
+                    continue
+                if isinstance(default, _Field):
+                    made = default.default_factory
+                    default = default.default if made is _MISSING else made()  # noqa: PLW2901
+                values[name] = default
+        if len(values) != len(names) or not values.keys() <= cls.record_names:
+            return False
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        return True
 
     def _compiled_init(cls: type) -> Any:
         parameters, body = [], []
