@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mgpu_checks.engine import (
     TrainingArguments,
@@ -134,7 +134,8 @@ RULE = Rule(
         Reference(
             "transformers 4.52.4, training_args.py; accelerate 1.7.0, DeepSpeedPlugin.set_mixed_precision()",
             "a precision from accelerate's file stays in force when neither fp16 nor bf16 is given, and switches "
-            "fp16.enabled or bf16.enabled on",
+            "fp16.enabled or bf16.enabled on: '- ds bf16.enabled=True vs hf bf16|bf16_full_eval=False'",
+            ran=True,
         ),
     ),
     fix="Set the configuration's value to auto, or make both equal",
@@ -153,6 +154,7 @@ class _Mismatch:
     said: str
     place: Location | None
     wanted: str
+    severity: Severity = Severity.ERROR
 
 
 def find(case: Case) -> Iterator[Finding]:
@@ -210,7 +212,9 @@ def _in_accelerate(layer: Layer, config: ConfigFile, given: TrainingArguments) -
     if layer.option("mixed_precision") is not None or precision not in ("fp16", "bf16"):
         return
     if all(given.truth(name) is False for name in ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")):
-        yield _mismatch(config, ("mixed_precision",), precision, given, str(precision), "False", "'no'")
+        found = _mismatch(config, ("mixed_precision",), precision, given, str(precision), "False", "'no'")
+        # Nothing that is written disagrees: a program may still set the argument before it makes its Trainer.
+        yield replace(found, severity=Severity.ADVICE)
 
 
 def _mismatch(
@@ -244,6 +248,7 @@ def _report(launch: Launch, found: _Mismatch) -> Finding:
         f"{shown} is {value} in {found.config.name}, but {found.argument} is {found.said}{default}: "
         "the Trainer refuses to train",
         found.config.locate(*found.path) or launch.command.locate(launch.command.span),
+        severity=found.severity,
         related=[] if found.place is None else [Evidence(f"{found.argument} {found.said}", found.place)],
         fix=fix,
         alternatives=[Fix(f"Give --{found.argument} as the configuration says")],
