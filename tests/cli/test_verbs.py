@@ -19,7 +19,8 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run mgpu-doctor in an empty folder."""
+    """Run mgpu-doctor in a folder that holds one program."""
+    (tmp_path / "train.py").write_text("import torch.distributed\n")
 
     def call(*arguments: str, stdin: bytes = b"", **variables: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(

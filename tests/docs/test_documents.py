@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from plugin_sites import FIXTURES
 
 from mgpu_doctor.cli.verb import VERBS
+from plugin_sites import FIXTURES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

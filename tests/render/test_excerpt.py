@@ -72,7 +72,7 @@ def test_a_carriage_return_is_shown_only_where_it_is_meant() -> None:
 def test_every_line_fits_and_its_carets_too(text: str, one: int, other: int, width: int) -> None:
     start, end = sorted((min(one, len(text)), min(other, len(text))))
     for line in excerpt(Location(Source("x", text, "shell"), Span(start, end)), width):
-        assert cell_len(line.text) <= max(width, 12)
-        assert line.caret_start + line.caret_width <= max(width, 12) + 1
+        assert cell_len(line.text) <= max(width, 20)
+        assert line.caret_start + line.caret_width <= max(width, 20) + 1
         assert "\x1b" not in line.text
         assert "\n" not in line.text

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -102,6 +103,12 @@ def test_plain_lines_start_with_the_place(sample: Sample) -> None:
     lines = list(plain.lint_lines(sample.report))
     assert lines[0].startswith("<command>:1:1: error MGD201 visible-devices-ignored: deepspeed drops")
     assert lines[-1] == "1 error, 1 warning, 1 accepted by comments"
+
+
+def test_lint_goes_through_the_file_from_top_to_bottom(sample: Sample) -> None:
+    report = dataclasses.replace(sample.report, findings=sample.report.findings[::-1], mode="lint")
+    lines = [line for line in plain.lint_lines(report) if line.startswith("<command>")]
+    assert [line.split(":")[2] for line in lines] == ["1", "97"]
 
 
 def test_skips_and_crashes_are_never_silent(sample: Sample) -> None:

@@ -24,6 +24,7 @@ from mgpu_doctor.render.summary import (
     count_line,
     family,
     family_rows,
+    in_reading_order,
     incomplete_lines,
     place,
     skipped_by_reason,
@@ -187,7 +188,7 @@ def _print_families(console: Console, rows: Iterable[FamilyRow]) -> None:
 
 
 def _print_findings(console: Console, report: Report) -> None:
-    for finding in report.findings:
+    for finding in in_reading_order(report):
         console.print(_finding(console, finding))
         console.print()
     for line in incomplete_lines(report):

@@ -71,7 +71,7 @@ def _line(source: Source, number: int, span: Span, width: int) -> ExcerptLine:
         end = start + len(inner)
     text = shown(text)
     before, marked, after = (part.replace("\t", _TAB) for part in (text[:start], text[start:end], text[end:]))
-    return _window(number, before, marked, after, max(width, 12))
+    return _window(number, before, marked, after, max(width, 20))
 
 
 def _window(number: int, before: str, marked: str, after: str, width: int) -> ExcerptLine:

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from mgpu_doctor.model.finding import Finding, Severity
 from mgpu_doctor.model.report import Report
 from mgpu_doctor.render.clean import clean, mask
-from mgpu_doctor.render.summary import count_line, incomplete_lines
+from mgpu_doctor.render.summary import count_line, in_reading_order, incomplete_lines
 
 _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.ADVICE: "notice"}
 
 
 def github_lines(report: Report) -> Iterator[str]:
     """One line for each finding and for each thing that kept the examination from being whole."""
-    for finding in report.findings:
+    for finding in in_reading_order(report):
         yield _annotation(finding)
     for line in incomplete_lines(report):
         yield f"::error title=mgpu-doctor::{_data(line)}"

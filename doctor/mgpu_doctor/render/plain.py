@@ -10,7 +10,14 @@ from mgpu_doctor.model.source import Location
 from mgpu_doctor.render.clean import mask, one_line, shown
 from mgpu_doctor.render.excerpt import excerpt
 from mgpu_doctor.render.story import Story, basis, tell, why_unknown
-from mgpu_doctor.render.summary import count_line, family_rows, incomplete_lines, place, skipped_by_reason
+from mgpu_doctor.render.summary import (
+    count_line,
+    family_rows,
+    in_reading_order,
+    incomplete_lines,
+    place,
+    skipped_by_reason,
+)
 
 _WIDTH = 160
 
@@ -82,7 +89,7 @@ def _story_lines(story: Story, why: str | None) -> Iterator[str]:
 
 
 def _finding_blocks(report: Report) -> Iterator[str]:
-    for finding in report.findings:
+    for finding in in_reading_order(report):
         yield f"{place(finding)}: {finding.severity.value} {finding.code} {finding.slug}: {one_line(finding.message)}"
         if finding.location is not None:
             yield from _excerpt_lines(finding.location)

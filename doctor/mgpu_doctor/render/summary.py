@@ -96,3 +96,17 @@ def skipped_by_reason(report: Report) -> tuple[tuple[str, tuple[str, ...]], ...]
 def place(finding: Finding) -> str:
     """``path:line:column``, or what the finding is about when it stands in no text."""
     return one_line(str(finding.location) if finding.location is not None else finding.subject or "this machine")
+
+
+def in_reading_order(report: Report) -> tuple[Finding, ...]:
+    """The findings as they are shown: by place under ``lint``, where people go through a file, else worst first."""
+    if report.mode != "lint":
+        return report.findings
+    return tuple(sorted(report.findings, key=_place_key))
+
+
+def _place_key(finding: Finding) -> tuple[str, int, int]:
+    location = finding.location
+    if location is None:
+        return ("", 0, finding.severity.rank)
+    return (location.source.name, location.span.start, finding.severity.rank)
