@@ -145,8 +145,10 @@ class Expander:
 
     def many_unknown(self, part: Parameter, groups: list[Bits]) -> bool:
         """Whether an array expansion's number of words is unknown."""
-        several = part.name == "@" or part.index == "@" or (not part.quoted and (part.name == "*" or part.index == "*"))
-        return several and len(groups) == 1 and any(bit.text is None and bit.written.startswith("$") for bit in groups[0])
+        several = part.name == "@" or part.subscript == "@" or (not part.quoted and (part.name == "*" or part.subscript == "*"))
+        return (
+            several and len(groups) == 1 and any(bit.text is None and bit.written.startswith("$") for bit in groups[0])
+        )
 
     def value(self, node: WordNode) -> Bits:
         """The text that an assignment gives: expansion without splitting."""
@@ -305,7 +307,7 @@ class Expander:
             return None if text is None else [(Bit(text, text),)]
         if cell.bits is None:
             return []
-        if part.index is not None:
+        if part.subscript is not None:
             return self.element(part, cell)
         return [cell.items[0]] if cell.items else [cell.bits] if cell.items is None else []
 
@@ -317,9 +319,9 @@ class Expander:
             if any(bit.text is None for bit in cell.bits):
                 return None
             items = (cell.bits,)
-        if part.index in ("@", "*"):
-            return self.several(part, list(items), part.index)
-        index = evaluate(part.index or "", self.number)
+        if part.subscript in ("@", "*"):
+            return self.several(part, list(items), part.subscript)
+        index = evaluate(part.subscript or "", self.number)
         if index is None:
             return None
         if index < 0:
@@ -350,7 +352,7 @@ class Expander:
     def labelled(self, part: Parameter, found: list[Bits]) -> list[Bits]:
         """Known words as the result of this expansion: the first bit is written as the expansion."""
         if not found:
-            if part.name in ("@", "*") or part.index in ("@", "*"):
+            if part.name in ("@", "*") or part.subscript in ("@", "*"):
                 return []
             return [(Bit("", self.raw(part), part.name, part.quoted, self.place(part.start, part.end)),)]
         out = []
@@ -372,7 +374,7 @@ class Expander:
     def measured(self, part: Parameter, found: list[Bits] | None) -> list[Bits]:
         text: str | None = None
         if found is not None:
-            if part.index in ("@", "*") or part.name in ("@", "*"):
+            if part.subscript in ("@", "*") or part.name in ("@", "*"):
                 text = str(len(found))
             else:
                 value = text_of(found[0]) if found else ""
@@ -386,7 +388,7 @@ class Expander:
             found = []
         if found is None:
             return self.unknown(part)
-        several = part.name in ("@", "*") or part.index in ("@", "*")
+        several = part.name in ("@", "*") or part.subscript in ("@", "*")
         is_set = bool(found)
         if operator.startswith(":") and is_set:
             texts = [text_of(bits) for bits in found]
@@ -403,7 +405,7 @@ class Expander:
         if kind == "?":
             return self.unknown(part)
         result = self.operand(part)
-        if kind == "=" and self.assigned is not None and part.index is None:
+        if kind == "=" and self.assigned is not None and part.subscript is None:
             flat = tuple(bit for group in result for bit in group)
             self.assigned(part.name, flat, Location(self.excerpt.source, span_of(self.excerpt, part.start, part.end)))
         return result
@@ -443,11 +445,11 @@ class Expander:
             return self.unknown(part)
         offset, length = numbers[0], numbers[1] if len(numbers) > 1 else None
         assert offset is not None
-        if part.index in ("@", "*"):
+        if part.subscript in ("@", "*"):
             chosen = _slice_items(found, offset, length)
             if chosen is None:
                 return self.unknown(part)
-            if (part.index == "*" and part.quoted) and chosen:
+            if (part.subscript == "*" and part.quoted) and chosen:
                 chosen = [self.starred(part, chosen)]
             return self.labelled(part, chosen)
         if part.name in ("@", "*"):

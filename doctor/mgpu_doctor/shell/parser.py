@@ -45,9 +45,7 @@ _BRACE_RUN = re.compile(r"""[^\\'"`$}]+""")
 _BRACE_RUN_QUOTED = re.compile(r'[^\\"`$}]+')
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=", re.ASCII)
 _INDEXED = re.compile(r"([A-Za-z_]\w*)\[([^\]\n]*)\](\+?)=", re.ASCII)
-_REDIRECT = re.compile(
-    r"(?:\d+|\{[A-Za-z_]\w*\})?(?:<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\())|&>>|&>(?!&)", re.ASCII
-)
+_REDIRECT = re.compile(r"(?:\d+|\{[A-Za-z_]\w*\})?(?:<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\())|&>>|&>(?!&)", re.ASCII)
 _PLACEHOLDER = re.compile(r"<[A-Za-z_\u4e00-\u9fff.$/{\[][^<>\n\"'`;&|]*(?<![\s-])>(?=$|[\s\\\"'/.,:;)\]}_=@-])")
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _SPECIAL = re.compile(r"[0-9@*#?$!-]")
@@ -61,8 +59,9 @@ _RESERVED = re.compile(
 _PROMPT = re.compile(r"\$[ \t]+(?=\S)")
 _BANG = re.compile(r"!(?=[A-Za-z_/.])")
 _LOOK_ALIKES = re.compile(
-    "[\u2010-\u2015\u2212\ufe58\ufe63\uff0d\u2018-\u201f\u00ab\u00bb\u2032\u2033\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff\uff02\uff07\uff1d\uff5c\uff06\uff1b\uff3c]"
+    "[\u2010-\u2015\u2212\ufe58\ufe63\uff0d\u2018-\u201f\u00ab\u00bb\u2032\u2033\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff\uff02\uff07\uff0c\uff1a\uff0f\uff3f\uff1d\uff5c\uff06\uff1b\uff3c]"
 )
+_REST_OF_LINE = re.compile(r"[ \t]*(?:\r?\n|$)")
 _ESCAPED_BLANK = re.compile(r"\\([ \t]+)(?=\r?\n|$|#)")
 _ANSI = {
     "n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "e": "\x1b", "E": "\x1b", "f": "\f", "v": "\v",
@@ -288,7 +287,7 @@ class _Parser:
         return Compound(kind, branches, redirects, start, redirects[-1].end if redirects else end, **more)  # type: ignore[arg-type]
 
     def redirects(self) -> tuple[RedirectNode, ...]:
-        out = []
+        out: list[RedirectNode] = []
         while True:
             self.skip_blanks()
             match = _REDIRECT.match(self.text, self.pos)
@@ -408,7 +407,7 @@ class _Parser:
         return self.finish("for", ((), tuple(body)), start, name=name, words=words, expression=expression)
 
     def words_to_line_end(self) -> tuple[WordNode, ...]:
-        out = []
+        out: list[WordNode] = []
         while True:
             self.skip_blanks()
             if self.pos >= self.end or self.text[self.pos] in "\n;&|)":
@@ -552,7 +551,11 @@ class _Parser:
                 return ArrayNode(tuple(items), start, self.pos)
             if char in ";&|(":
                 raise Refused(f"`{char}` cannot stand in an array", self.pos)
-            if char in "<>" and not _PLACEHOLDER.match(self.text, self.pos) and self.text[self.pos + 1 : self.pos + 2] != "(":
+            if (
+                char in "<>"
+                and not _PLACEHOLDER.match(self.text, self.pos)
+                and self.text[self.pos + 1 : self.pos + 2] != "("
+            ):
                 raise Refused(f"`{char}` cannot stand in an array", self.pos)
             index = re.compile(r"\[([^\]\n]*)\]=").match(self.text, self.pos)
             if index:
@@ -567,7 +570,9 @@ class _Parser:
         self.pos = match.end()
         bare = operator.lstrip("0123456789")
         self.skip_blanks()
-        if self.pos >= self.end or (self.text[self.pos] in "\n;&|()<>" and not self.text.startswith(("<(", ">("), self.pos)):
+        if self.pos >= self.end or (
+            self.text[self.pos] in "\n;&|()<>" and not self.text.startswith(("<(", ">("), self.pos)
+        ):
             if self.text.startswith("<", self.pos) and _PLACEHOLDER.match(self.text, self.pos):
                 return RedirectNode(operator, self.word(), start, self.pos)
             raise Refused(f"nothing stands behind `{operator}`", start, match.end())
@@ -576,7 +581,9 @@ class _Parser:
         if bare in ("<<", "<<-"):
             here = len(self.heres)
             self.heres.append(None)
-            delimiter = "".join(part.text if isinstance(part, Literal) else self.text[part.start : part.end] for part in target.parts)
+            delimiter = "".join(
+                part.text if isinstance(part, Literal) else self.text[part.start : part.end] for part in target.parts
+            )
             quoted = any(isinstance(part, Literal) and part.quoted for part in target.parts)
             self.pending.append((here, delimiter, quoted, bare == "<<-"))
         return RedirectNode(operator, target, start, self.pos, here)
@@ -647,7 +654,12 @@ class _Parser:
                 parts.append(Placeholder(at, placeholder.end()))
                 self.pos = placeholder.end()
                 continue
-            if char == "(" and parts and isinstance(parts[-1], Literal) and parts[-1].text[-1:] in ("@", "?", "*", "+", "!"):
+            if (
+                char == "("
+                and parts
+                and isinstance(parts[-1], Literal)
+                and parts[-1].text[-1:] in ("@", "?", "*", "+", "!")
+            ):
                 end = self.balanced(at + 1, ")")
                 if end is not None and "\n" not in text[at:end]:
                     parts.append(Substitution(at, end + 1, kind="*"))
@@ -714,7 +726,9 @@ class _Parser:
             end = at + 3
         else:
             return 0
-        self.marks.append(RawMark("continuation", at, end))
+        rest = _REST_OF_LINE.match(text, end)
+        kind = "dangling" if rest else "continuation"
+        self.marks.append(RawMark(kind, at, end))
         return end
 
     def double(self, parts: list[Part], opened: int) -> None:
@@ -808,10 +822,10 @@ class _Parser:
         following = text[at + 1 : at + 2]
         if following == "(":
             if text.startswith("((", at + 1):
-                end = self.arithmetic_end(at + 3)
-                if end is not None:
-                    parts.append(Arithmetic(text[at + 3 : end], at, end + 2, quoted))
-                    self.pos = end + 2
+                closing = self.arithmetic_end(at + 3)
+                if closing is not None:
+                    parts.append(Arithmetic(text[at + 3 : closing], at, closing + 2, quoted))
+                    self.pos = closing + 2
                     return
             self.pos = at + 1
             body = self.bracketed(at)
@@ -828,10 +842,10 @@ class _Parser:
             self.double(parts, at + 1)
             return
         if following == "[":
-            end = self.balanced(at + 2, "]")
-            if end is not None and "\n" not in text[at:end]:
-                parts.append(Arithmetic(text[at + 2 : end], at, end + 1, quoted))
-                self.pos = end + 1
+            closing = self.balanced(at + 2, "]")
+            if closing is not None and "\n" not in text[at:closing]:
+                parts.append(Arithmetic(text[at + 2 : closing], at, closing + 1, quoted))
+                self.pos = closing + 1
                 return
         name = _NAME.match(text, at + 1) or _SPECIAL.match(text, at + 1)
         if name:
@@ -962,12 +976,23 @@ class _Parser:
                 at += 1
                 continue
             simple = False
-            number = re.compile(r"\\(?:([0-7]{1,3})|x([0-9A-Fa-f]{1,2})|u([0-9A-Fa-f]{1,4})|U([0-9A-Fa-f]{1,8}))").match(text, at)
+            number = re.compile(
+                r"\\(?:([0-7]{1,3})|x([0-9A-Fa-f]{1,2})|u([0-9A-Fa-f]{1,4})|U([0-9A-Fa-f]{1,8}))"
+            ).match(text, at)
             following = text[at + 1 : at + 2]
             if number:
-                digits, base = (number.group(1), 8) if number.group(1) else (number.group(2) or number.group(3) or number.group(4), 16)
+                digits, base = (
+                    (number.group(1), 8)
+                    if number.group(1)
+                    else (number.group(2) or number.group(3) or number.group(4), 16)
+                )
                 code = int(digits, base) & (0xFF if base == 8 or number.group(2) else 0x7FFFFFFF)
-                if code == 0 or code > 0x10FFFF or 0xD800 <= code < 0xE000 or (code > 127 and not (number.group(3) or number.group(4))):
+                if (
+                    code == 0
+                    or code > 0x10FFFF
+                    or 0xD800 <= code < 0xE000
+                    or (code > 127 and not (number.group(3) or number.group(4)))
+                ):
                     # A byte that is no character, or the end of the string: leave it to the unknown.
                     end = text.find("'", at)
                     if end < 0:

@@ -22,7 +22,7 @@ class Literal(NamedTuple):
 class Parameter(NamedTuple):
     """``$NAME``, ``${NAME…}``, ``$1``, ``$@`` …
 
-    ``index`` is what stands in brackets (``@`` for ``${A[@]}``). ``operator`` is
+    ``subscript`` is what stands in brackets (``@`` for ``${A[@]}``). ``operator`` is
     one of ``:-``, ``-``, ``:=``, ``=``, ``:?``, ``?``, ``:+``, ``+``, ``#``, ``##``, ``%``, ``%%``, ``/``, ``//``, ``/#``,
     ``/%``, ``^``, ``^^``, ``,``, ``,,``, ``@``, ``:`` (a slice), or empty; ``arguments`` are its words.
     """
@@ -31,7 +31,7 @@ class Parameter(NamedTuple):
     start: int
     end: int
     quoted: bool = False
-    index: str | None = None
+    subscript: str | None = None
     operator: str = ""
     arguments: tuple[tuple[Part, ...], ...] = ()
     length: bool = False
@@ -88,7 +88,7 @@ class Assignment(NamedTuple):
     """``NAME=value``, ``NAME+=value``, ``NAME[i]=value``, ``NAME=( … )``."""
 
     name: str
-    index: str | None
+    subscript: str | None
     append: bool
     value: WordNode | ArrayNode
     start: int

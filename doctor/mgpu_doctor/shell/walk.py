@@ -36,7 +36,25 @@ MOST_COMMANDS = 5000
 DEEPEST_CALL = 8
 """Nesting of functions, texts in texts and scripts in scripts."""
 
-_SURE = frozenset({"cd", "pushd", "popd", "export", "set", "source", ".", "unset", "shopt", "ulimit", "echo", "umask", "module", "true", ":"})
+_SURE = frozenset(
+    {
+        "cd",
+        "pushd",
+        "popd",
+        "export",
+        "set",
+        "source",
+        ".",
+        "unset",
+        "shopt",
+        "ulimit",
+        "echo",
+        "umask",
+        "module",
+        "true",
+        ":",
+    }
+)
 _ALLOWED_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _SCRIPT_NAME = re.compile(r"(?:\.{0,2}/|[\w.-]+/)?[^\s]*\.(?:sh|bash|sbatch|slurm)$|\.{1,2}/[^\s]+$")
 _DIRECTIVE = re.compile(r"#(?:SBATCH|PBS|BSUB|\$|COBALT|PJM)\s+-.*")
@@ -67,9 +85,7 @@ class Outcome:
     paths: tuple[str, ...] = ()
 
 
-def read_script(
-    excerpt: Excerpt, state: State, context: Context, follow: Follow | None, outcome: Outcome
-) -> Script:
+def read_script(excerpt: Excerpt, state: State, context: Context, follow: Follow | None, outcome: Outcome) -> Script:
     """Parse and walk one text; ``outcome`` gathers the scripts that its commands call."""
     parsed = parse(excerpt.text)
     walker = Walker(excerpt, parsed, state, follow, outcome)
@@ -372,7 +388,9 @@ class Walker:
         if not wrapped and name in state.functions:
             self.function_call(name, words, frame, context)
             return
-        handler = _BUILTINS.get(name) if not wrapped or frame.wrappers[-1].name in ("command", "builtin", "time") else None
+        handler = (
+            _BUILTINS.get(name) if not wrapped or frame.wrappers[-1].name in ("command", "builtin", "time") else None
+        )
         if handler is not None:
             command = self.emit(words, frame, context, state)
             handler(self, words, declared, command, context)
@@ -476,7 +494,7 @@ class Walker:
             self.array_assignment(node, node.value, old, location, scope, span)
             return
         bits = self.expander().value(node.value)
-        if node.index is not None:
+        if node.subscript is not None:
             self.element_assignment(node, old, bits, location)
             return
         if node.append:
@@ -505,9 +523,9 @@ class Walker:
                 known = known and index.strip() == str(number)
                 items.append(expander.value(word))
                 continue
-            for one in expander.word(word):
-                known = known and not one.splits
-                items.append(one.bits)
+            for expanded in expander.word(word):
+                known = known and not expanded.splits
+                items.append(expanded.bits)
         if node.append:
             if old is None or (old.items is None and (old.bits is None or any(b.text is None for b in old.bits))):
                 known = known and old is not None and old.bits is None
@@ -527,10 +545,10 @@ class Walker:
     def element_assignment(self, node: Assignment, old: Cell | None, bits: Bits, location: Location) -> None:
         expander = self.expander()
         index = None
-        if node.index is not None and re.fullmatch(r"\s*\d+\s*|\s*\w+\s*", node.index):
+        if node.subscript is not None and re.fullmatch(r"\s*\d+\s*|\s*\w+\s*", node.subscript):
             from mgpu_doctor.shell.arithmetic import evaluate
 
-            index = evaluate(node.index, expander.number)
+            index = evaluate(node.subscript, expander.number)
         items = list(old.items) if old is not None and old.items is not None else None
         if old is not None and old.bits is None:
             items = []
@@ -713,11 +731,15 @@ class Walker:
             value = word.value
             if value == "--wrap" and number + 1 < len(words):
                 text = words[number + 1]
-                self.nested(text.bits, text, self.child_frame(frame, command), context, self.child(state, words, len(words)))
+                self.nested(
+                    text.bits, text, self.child_frame(frame, command), context, self.child(state, words, len(words))
+                )
                 return
             if word.bits and (word.bits[0].text or "").startswith("--wrap="):
                 text = tail(word, len("--wrap="))
-                self.nested(text.bits, text, self.child_frame(frame, command), context, self.child(state, words, len(words)))
+                self.nested(
+                    text.bits, text, self.child_frame(frame, command), context, self.child(state, words, len(words))
+                )
                 return
         if frame.here is not None:
             self.here_text(frame.here, self.child_frame(frame, command), context, self.child(state, words, len(words)))
@@ -737,9 +759,7 @@ class Walker:
         name = base_name(command.words[0].shown)
         return replace(frame, wrappers=(*frame.wrappers, Wrapper(name, command.words)), prefix=(), here=None)
 
-    def child(
-        self, state: State, words: list[FieldWord], first: int, prefix: tuple[Variable, ...] = ()
-    ) -> State:
+    def child(self, state: State, words: list[FieldWord], first: int, prefix: tuple[Variable, ...] = ()) -> State:
         """The state of a new shell that is given the words from ``first`` on."""
         inner = state.copy()
         inner.cells = {name: cell for name, cell in inner.cells.items() if cell.exported or cell.bits is None}
@@ -836,7 +856,9 @@ class Walker:
 
     def declare(self, words: list[FieldWord], declared: Sequence[Assignment]) -> None:
         flags = "".join((word.value or "")[1:] for word in words[1:] if (word.value or "").startswith("-"))
-        local = words[0].value == "local" or (bool(self.locals) and words[0].value in ("declare", "typeset") and "g" not in flags)
+        local = words[0].value == "local" or (
+            bool(self.locals) and words[0].value in ("declare", "typeset") and "g" not in flags
+        )
         special = bool(set(flags) & set("ainAul"))
         for assignment in declared:
             self.shell_assignment(assignment, exported="x" in flags, local=local)
@@ -941,7 +963,9 @@ class Walker:
         if not bits or all(bit.text is None for bit in bits) or context.depth >= DEEPEST_CALL:
             self.state.opaque = True
             return
-        anchor = words[1]._replace(end=max(words[-1].end, words[1].end) if words[-1].excerpt is words[1].excerpt else words[1].end)
+        anchor = words[1]._replace(
+            end=max(words[-1].end, words[1].end) if words[-1].excerpt is words[1].excerpt else words[1].end
+        )
         frame = Frame(0, 0, (), command.redirects, (*command.wrappers, Wrapper("eval", command.words[:1])), None)
         self.outcome.commands.remove(command)
         self.nested(tuple(bits), anchor, frame, context, self.state)
@@ -950,7 +974,9 @@ class Walker:
         value = words[1].value if len(words) > 1 else None
         source = self.follow(value, command) if value is not None and self.follow is not None else None
         if source is None:
-            if value is None or not re.search(r"(?:activate|conda\.sh|\.bashrc|\.bash_profile|\.profile|set_env\.sh)$", value):
+            if value is None or not re.search(
+                r"(?:activate|conda\.sh|\.bashrc|\.bash_profile|\.profile|set_env\.sh)$", value
+            ):
                 self.state.opaque = True
             return
         state = self.state
@@ -1010,7 +1036,11 @@ _BUILTINS: Mapping[str, _Handler] = {
     "readarray": lambda walker, words, _declared, _command, _context: walker.read(words),
     "getopts": lambda walker, words, _declared, _command, _context: walker.read(words),
     "let": lambda walker, words, _declared, _command, _context: walker.read(
-        [word._replace(bits=(Bit(name, name),)) for word in words for name in re.findall(r"[A-Za-z_]\w*", word.value or "")]
+        [
+            word._replace(bits=(Bit(name, name),))
+            for word in words
+            for name in re.findall(r"[A-Za-z_]\w*", word.value or "")
+        ]
     ),
     "printf": lambda walker, words, _declared, _command, _context: walker.printf(words),
     "exit": lambda walker, _words, _declared, _command, _context: walker.leave(),
@@ -1137,7 +1167,9 @@ def _assigned_names(branches: Sequence[Sequence[Item]], expression: str) -> set[
     return names
 
 
-_NAMING = frozenset({"read", "unset", "mapfile", "readarray", "getopts", "printf", "let", "local", "declare", "export", "eval"})
+_NAMING = frozenset(
+    {"read", "unset", "mapfile", "readarray", "getopts", "printf", "let", "local", "declare", "export", "eval"}
+)
 
 
 def _names_given(node: Simple) -> set[str]:

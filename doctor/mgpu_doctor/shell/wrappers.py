@@ -80,7 +80,9 @@ _SRUN = _names(
     " --tres-bind --tres-per-task --uid --wait -W --wckey --wait-for-children"
     " --container-image --container-mounts --container-name --container-workdir --container-save"
     " --container-env --container-entrypoint-log"
-) - _names("-a -b -I --spread-job --wait-for-children --container-entrypoint-log --resv-ports --nice --compress --send-libs --kill-on-bad-exit --bcast")
+) - _names(
+    "-a -b -I --spread-job --wait-for-children --container-entrypoint-log --resv-ports --nice --compress --send-libs --kill-on-bad-exit --bcast"
+)
 _MPI = _names(
     "-n -np --np -c --n -N -npernode --npernode -npersocket --npersocket -H -host --host -hosts --hosts -f -hostfile --hostfile"
     " -machinefile --machinefile --default-hostfile -default-hostfile -x -wdir --wdir -wd --wd -path --path --prefix -prefix"
@@ -133,8 +135,12 @@ SIMPLE = {
     "taskset": Options(skip=1),
     "chrt": Options(skip=1),
     "flock": Options(_names("-w --wait --timeout -E --conflict-exit-code"), skip=1),
-    "numactl": Options(_names("-N --cpunodebind -C --physcpubind -m --membind -i --interleave -p --preferred -w -P -c")),
-    "xvfb-run": Options(_names("-n --server-num -e --error-file -f --auth-file -p --xauth-protocol -s --server-args -w --wait")),
+    "numactl": Options(
+        _names("-N --cpunodebind -C --physcpubind -m --membind -i --interleave -p --preferred -w -P -c")
+    ),
+    "xvfb-run": Options(
+        _names("-n --server-num -e --error-file -f --auth-file -p --xauth-protocol -s --server-args -w --wait")
+    ),
     "unbuffer": Options(),
     "proxychains": Options(_names("-f")),
     "proxychains4": Options(_names("-f")),
@@ -164,7 +170,11 @@ SIMPLE = {
             " --inherit-environment --pytorch --cuda-flush-interval --gpuctxsw --osrt-threshold --wait"
         )
     ),
-    "ncu": Options(_names("-o --export --set --section --metrics -k --kernel-name -c --launch-count -s --launch-skip --target-processes --nvtx-include --replay-mode")),
+    "ncu": Options(
+        _names(
+            "-o --export --set --section --metrics -k --kernel-name -c --launch-count -s --launch-skip --target-processes --nvtx-include --replay-mode"
+        )
+    ),
     "srun": Options(_SRUN),
     "docker run": Options(_DOCKER, skip=1),
     "docker exec": Options(_names("-e --env --env-file -u --user -w --workdir --detach-keys"), skip=1),
@@ -173,7 +183,9 @@ SIMPLE = {
     "singularity": Options(_APPTAINER, skip=1),
     "apptainer": Options(_APPTAINER, skip=1),
     "enroot start": Options(_names("-m --mount -e --env -c --conf --rc -r"), skip=1),
-    "kubectl exec": Options(_names("-c --container -n --namespace -f --filename --context --kubeconfig --pod-running-timeout"), skip=1),
+    "kubectl exec": Options(
+        _names("-c --container -n --namespace -f --filename --context --kubeconfig --pod-running-timeout"), skip=1
+    ),
     "ray job submit": Options(
         _names(
             "--address --job-id --submission-id --runtime-env --runtime-env-json --working-dir --metadata-json"
@@ -182,7 +194,9 @@ SIMPLE = {
     ),
     "ssh": Options(_SSH, skip=1),
     "sudo": Options(
-        _names("-u --user -g --group -C --close-from -D --chdir -h --host -p --prompt -R --chroot -r --role -t --type -T --command-timeout -U --other-user"),
+        _names(
+            "-u --user -g --group -C --close-from -D --chdir -h --host -p --prompt -R --chroot -r --role -t --type -T --command-timeout -U --other-user"
+        ),
         assignments=True,
     ),
     "doas": Options(_names("-u -C")),
@@ -210,9 +224,13 @@ _TWO_WORDS = frozenset(
         "nsys", "docker", "podman", "nvidia-docker", "nerdctl", "docker-compose", "enroot", "kubectl", "oc", "ray",
     }
 )  # fmt: skip
-_BEFORE_SUBCOMMAND = _names("-n --namespace --context --project --directory -C -f --file -p --project-name -H --host --log-level")
+_BEFORE_SUBCOMMAND = _names(
+    "-n --namespace --context --project --directory -C -f --file -p --project-name -H --host --log-level"
+)
 SHELLS = frozenset({"bash", "sh", "zsh", "dash", "ksh"})
-_CONTAINERS = frozenset({"docker run", "docker exec", "docker compose run", "docker compose exec", "enroot start", "kubectl exec"})
+_CONTAINERS = frozenset(
+    {"docker run", "docker exec", "docker compose run", "docker compose exec", "enroot start", "kubectl exec"}
+)
 _KNOWN_STARTS = frozenset(
     {
         "python", "python3", "torchrun", "accelerate", "accelerate-launch", "deepspeed", "llamafactory-cli", "bash", "sh",
@@ -264,7 +282,9 @@ def peel(words: Sequence[FieldWord]) -> Peeled | None:
     if end >= len(words):
         return None
     directory = next((word for flag, word in options if flag in ("-D", "--chdir", "--cwd") and name != "exec"), None)
-    return Peeled(name, end, tuple(effects), directory=directory if name in ("srun", "conda run", "mamba run") else None)
+    return Peeled(
+        name, end, tuple(effects), directory=directory if name in ("srun", "conda run", "mamba run") else None
+    )
 
 
 def _sub_command(words: Sequence[FieldWord], name: str) -> tuple[str, int] | None:
@@ -320,7 +340,12 @@ def _read(
             elif not shown.startswith("--") and shown[:2] in table.values:
                 options.append((shown[:2], _tail(word, 2)))
                 at += 1
-            elif not shown.startswith("--") and len(shown) > 2 and f"-{shown[-1]}" in table.values and shown[1:].isalpha():
+            elif (
+                not shown.startswith("--")
+                and len(shown) > 2
+                and f"-{shown[-1]}" in table.values
+                and shown[1:].isalpha()
+            ):
                 options.append((f"-{shown[-1]}", words[at + 1] if at + 1 < len(words) else None))
                 at += 2
             else:
@@ -483,7 +508,9 @@ def _apptainer(words: Sequence[FieldWord], name: str) -> Peeled | None:
             effects.append(Effect("clear"))
     effects += _given(options, ("--env",), split=True)
     directory = next((word for flag, word in options if flag in ("--pwd", "--cwd")), None)
-    return Peeled(f"{name} exec", end, tuple(effects), directory=directory, place="inside a container" if directory else None)
+    return Peeled(
+        f"{name} exec", end, tuple(effects), directory=directory, place="inside a container" if directory else None
+    )
 
 
 def _given(
@@ -532,7 +559,9 @@ def _sudo(
     for flag, word in options:
         if flag == "--preserve-env" and word is not None:
             kept += [Effect("pass", item) for item in (word.value or "").split(",")]
-        elif flag in ("-E", "--preserve-env") or (flag.startswith("-") and not flag.startswith("--") and "E" in flag[1:]):
+        elif flag in ("-E", "--preserve-env") or (
+            flag.startswith("-") and not flag.startswith("--") and "E" in flag[1:]
+        ):
             everything = True
     before = [] if everything else [Effect("drop"), *kept]
     return Peeled(name, end, (*before, *effects))
