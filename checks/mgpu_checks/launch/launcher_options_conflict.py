@@ -26,6 +26,11 @@ RULE = Rule(
         Example("several GPUs, one process", "accelerate launch --multi_gpu --num_processes 1 train.py"),
         Example("a module without Python", "torchrun --nproc_per_node 2 --no-python -m pkg.train"),
         Example(
+            "a file without a count",
+            "accelerate launch --config_file acc.yaml train.py",
+            files={"acc.yaml": "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\n"},
+        ),
+        Example(
             "no Python, but --local-rank",
             "python -m torch.distributed.launch --nproc_per_node 2 --no_python ./train.sh",
         ),
@@ -35,13 +40,18 @@ RULE = Rule(
         Example("the script's own options", "deepspeed --num_gpus 2 train.py --include localhost:0,1"),
         Example("DeepSpeed alone", "accelerate launch --use_deepspeed --num_processes 4 train.py"),
         Example("a program without Python", "torchrun --nproc_per_node 2 --no-python ./train.sh"),
+        Example(
+            "the count on the command line",
+            "accelerate launch --config_file acc.yaml --num_processes 2 train.py",
+            files={"acc.yaml": "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\n"},
+        ),
         Example("a count that is not known", "accelerate launch --multi_gpu --num_processes $N train.py"),
     ),
     sources=(
         Reference(
             "accelerate 1.7.0 and 1.15.0, commands/launch.py _validate_launch_command()",
             "ValueError for more than one of --cpu/--multi_gpu/--tpu/--use_deepspeed/--use_fsdp, and for --multi_gpu "
-            "with less than 2 processes",
+            "with less than 2 processes; for a file without num_processes when --num_processes is not given",
         ),
         Reference(
             "deepspeed 0.9.5 to 0.19.8, launcher/runner.py main()",
@@ -60,15 +70,17 @@ _FIXES = {
     "--module and": "keep one of --module and --no_python",
     "Don't use both": "keep one of --module and --no_python",
     "When using the": "add --use_env",
+    "You need to manually": "add --num_processes, or num_processes to the file",
 }
 
 
 def find(case: Case) -> Iterator[Finding]:
     """Combinations that a launcher refuses."""
     for launch, layer, problem in parse_problems(case, "conflict", "refused"):
+        what = "these options together" if problem.kind == "conflict" else "this"
         yield report(
             RULE,
-            f"{command_name(layer)} refuses these options together: {problem.message} ({release_name(layer)}).",
+            f"{command_name(layer)} refuses {what}: {problem.message} ({release_name(layer)}).",
             launch.command.locate(problem.span),
             evidence=_others(layer, problem),
             fix=next((Fix(fix) for start, fix in _FIXES.items() if problem.message.startswith(start)), None),

@@ -37,7 +37,10 @@ PARADIGMS = ("multi_gpu", "tpu", "use_deepspeed", "use_fsdp", "use_megatron_lm")
 """Switches that choose a launcher, in the order in which the configuration file is ignored for their sake."""
 
 CONFIG_YIELDS_SINCE = (1, 5)
-"""Before this release deepspeed_config and fsdp_config of the file win over the options (accelerate 1.4.0 and 1.5.2)."""
+"""Before this release the file's deepspeed_config and fsdp_config win over options (accelerate 1.4.0, 1.5.2)."""
+
+COUNT_NEEDED_SINCE = (0, 34)
+"""From this release on a file may lack num_processes, if the command line has it (accelerate 0.33.0, 0.34.2)."""
 
 EXCLUSIVE = ("multi_gpu", "cpu", "tpu", "use_deepspeed", "use_fsdp")
 
@@ -222,7 +225,23 @@ def _refusals(layer: Layer, config: ConfigFile | Unknown | None) -> tuple[ParseP
         message = "You cannot use `--use_parallelism_config` without `--use_fsdp` and `--fsdp_version=2`. "
         found.append(ParseProblem("refused", message.strip(), parallel.span, parallel.flag))
     found.extend(_refused_gpu_ids(layer, config))
+    found.extend(_refused_count(layer, config))
     return tuple(found)
+
+
+def _refused_count(layer: Layer, config: ConfigFile | Unknown | None) -> tuple[ParseProblem, ...]:
+    """A configuration file without a number of processes, and none on the command line."""
+    if not isinstance(config, ConfigFile) or not isinstance(config.data, dict) or layer.option("num_processes"):
+        return ()
+    if release_before(layer.release, *COUNT_NEEDED_SINCE) or config.get("compute_environment") == "AMAZON_SAGEMAKER":
+        return ()
+    count = config.get("num_processes")
+    if count != -1 and (count is not None or config.get("distributed_type") in (None, "NO", False)):
+        return ()
+    message = "You need to manually pass in `--num_processes` using this config yaml."
+    option = layer.option("config_file")
+    span = option.span if option is not None else layer.span
+    return (ParseProblem("refused", message, span, option.flag if option is not None else None),)
 
 
 def _refused_gpu_ids(layer: Layer, config: ConfigFile | Unknown | None) -> tuple[ParseProblem, ...]:

@@ -294,7 +294,7 @@ def _resource_pool(layer: Layer, context: Context) -> Hosts | Unknown | None:
 
 def _local(layer: Layer, before: Plan, context: Context) -> Hosts | Unknown:
     text = read_variable(context, "CUDA_VISIBLE_DEVICES", before.variables)
-    if drops_visible_devices(layer) is None and not release_before(layer.release, 0, 4):
+    if drops_visible_devices(layer) is None and not release_before(layer.release, 0, 5, 7):
         if isinstance(text.value, Unknown):
             return Unknown(text.value.reason)
         if text.value:

@@ -40,7 +40,7 @@ def _until_invalid(parts: tuple[str | None, ...]) -> tuple[str, ...]:
 def _leading_number(part: str) -> str | None:
     digits = part[1:] if part[:1] == "+" else part
     end = 0
-    while end < len(digits) and digits[end].isdigit():
+    while end < len(digits) and digits[end].isdecimal():
         end += 1
     return str(int(digits[:end])) if end else None
 
@@ -76,7 +76,7 @@ def all_devices(facts: Facts, order: str | None = None) -> VisibleDevices | Unkn
 
 def _physical(entry: str, gpus: tuple[Gpu, ...], order: str | None) -> int | Unknown | None:
     """nvidia-smi's index of an entry; None when the machine has no such device."""
-    if entry.isdigit():
+    if entry.isdecimal():
         return _by_index(int(entry), gpus, order)
     uuids = [gpu.uuid for gpu in gpus]
     if entry.startswith("MIG-"):

@@ -116,7 +116,7 @@ def release_numbers(text: str) -> tuple[int, ...]:
     for part in text.partition("+")[0].split("."):
         digits = ""
         for letter in part:
-            if not letter.isdigit():
+            if not letter.isdecimal():
                 break
             digits += letter
         if not digits:
