@@ -113,6 +113,10 @@ def _program(launch: Launch, program: Program, count: int) -> Iterator[Finding]:
     others = ("spawns-ranks", "lightning-trainer", "run-exp", "device-map", "deepspeed-initialize", "subprocess-launch")
     if program.first(*others, "init-process-group", "deepspeed-inference", "colossalai-launch") is not None:
         return
+    if not program.imports_any("transformers", "trl", "accelerate", "unsloth") or program.imports_any(
+        "ray", "verl", "openrlhf"
+    ):
+        return
     trainer, accelerator = program.first("trainer"), program.first("accelerator")
     if accelerator is not None and trainer is None:
         message = (

@@ -54,6 +54,10 @@ RULE = Rule(
             "torch 2.6.0, distributed/rendezvous.py _env_rendezvous_handler()",
             "the group is made from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and from nothing else",
         ),
+        Reference(
+            "accelerate 1.7.0, state.py PartialState._prepare_backend()",
+            "under mpirun an Accelerator finds its rank in OMPI_COMM_WORLD_RANK or PMI_RANK, for CPUs",
+        ),
     ),
     fix="Start one launcher for each node",
 )
@@ -105,6 +109,8 @@ def _are_copies(launch: Launch) -> bool:
         return False
     if program.imports_any("mpi4py", "horovod", "jax", "submitit", "lightning", "pytorch_lightning", "nemo"):
         return False
-    if program.first("deepspeed-initialize", "init-process-group", "explicit-rank", "colossalai-launch") is not None:
+    # Accelerate and the Trainer read MPI's variables, if only to make a group of CPUs.
+    grouping = ("deepspeed-initialize", "init-process-group", "explicit-rank", "colossalai-launch")
+    if program.first(*grouping, "accelerator", "trainer", "lightning-trainer") is not None:
         return False
     return next(source_matches(program, _READS_MPI), None) is None

@@ -85,6 +85,9 @@ _RETIRED = frozenset(
 """Arguments of llamafactory 0.7.1 to 0.9.4 or transformers 4.40 to 5.6 that the latest releases no longer have."""
 
 _GROUPS = {"train": "train", "chat": "infer", "api": "infer", "webchat": "infer", "export": "infer", "eval": "eval"}
+_GPUS = frozenset({"gpus", "gpu", "gpu_id", "gpu_ids", "device", "devices", "cuda", "num_gpus", "ngpus", "n_gpu"})
+"""Names under which people ask for GPUs; no release has one of them."""
+
 _ALWAYS = frozenset({"help", "h", "local_rank", "local-rank"})
 _TRAIN = (
     "llamafactory-cli train --stage sft --do_train --model_name_or_path local/model --dataset demo --template default "
@@ -142,6 +145,7 @@ RULE = Rule(
 def find(case: Case) -> Iterator[Finding]:
     """One finding for each argument or key that the parser would leave over."""
     reason = None
+    seen: set[Location | None] = set()
     for launch in case.launches:
         group = _group(launch)
         if group is None or _allows_extra(case, launch):
@@ -150,7 +154,10 @@ def find(case: Case) -> Iterator[Finding]:
         if isinstance(fields, Unknown):
             reason = fields
             continue
-        yield from _judge(launch, _Known(case, launch, fields))
+        for finding in _judge(launch, _Known(case, launch, fields)):
+            if finding.location not in seen:
+                seen.add(finding.location)
+                yield finding
     if reason is not None:
         case.require(reason)
 
@@ -191,6 +198,7 @@ class _Known:
         )
         self.older = frozenset() if self.certain else _RETIRED
         self.own_checkout = launch.target.kind == "script"
+        self.only_text = case.mode == "lint" and not self.certain
 
     def has_key(self, name: str) -> bool:
         return name in self.names or name in self.older
@@ -201,6 +209,10 @@ class _Known:
         if name in known or name in _ALWAYS or (name.startswith("no_") and name[3:] in known):
             return True
         return any(flag.startswith(name) for flag in known)
+
+    def severity(self, name: str, similar: tuple[str, ...]) -> Severity:
+        """Advice where only the text is judged and a newer release may have the name."""
+        return Severity.ADVICE if self.only_text and not similar and name not in _GPUS else Severity.ERROR
 
     def where(self) -> str:
         if self.release.version is None:
@@ -245,7 +257,7 @@ def _argument(launch: Launch, known: _Known, argument: Argument) -> Finding | No
         if source.slice(place.span).startswith(flag)
     ]
     if not fixes:
-        title = f"Remove {flag}" + (": choose GPUs with CUDA_VISIBLE_DEVICES" if _chooses_gpus(argument) else "")
+        title = f"Remove {flag}" + (": choose GPUs with CUDA_VISIBLE_DEVICES" if argument.name in _GPUS else "")
         fixes = [
             Fix(title, (delete_words(source, argument.span),) if source.slice(place.span).startswith(flag) else ())
         ]
@@ -253,14 +265,11 @@ def _argument(launch: Launch, known: _Known, argument: Argument) -> Finding | No
         RULE,
         f"{flag} is no argument of {known.where()}: it refuses to start" + _did_you_mean(similar),
         place,
+        severity=known.severity(str(argument.name), similar),
         evidence=[f"{known.release.package} {known.release.version}: {known.release.why}"],
         fix=fixes[0],
         alternatives=fixes[1:],
     )
-
-
-def _chooses_gpus(argument: Argument) -> bool:
-    return argument.name in ("gpus", "gpu", "gpu_id", "gpu_ids", "device", "devices", "cuda", "num_gpus", "ngpus")
 
 
 def _did_you_mean(similar: tuple[str, ...]) -> str:
@@ -286,6 +295,7 @@ def _keys(launch: Launch, known: _Known) -> Iterator[Finding]:
             RULE,
             f"{path[0]} in {config.name} is no argument of {known.where()}: it refuses to start{hint}",
             place,
+            severity=known.severity(path[0], similar),
             evidence=[f"{known.release.package} {known.release.version}: {known.release.why}"],
             fix=fix or Fix(f"Remove {path[0]}"),
         )
