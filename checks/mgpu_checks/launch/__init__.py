@@ -34,6 +34,30 @@ INTERACTIVE_COMMANDS = frozenset({"chat", "webchat", "webui", "api"})
 
 LLAMAFACTORY_COMMANDS = frozenset({"llamafactory-cli", "lmf"})
 
+OTHER_COMMANDS = frozenset(
+    {"axolotl", "bash", "lm-eval", "lm_eval", "megatron", "py.test", "pytest", "sh", "swift", "trl", "tune", "vllm"}
+)
+"""Further console commands that people put behind a launcher."""
+
+SERVERS = frozenset({"chainlit", "gradio", "jupyter", "jupyter-lab", "streamlit", "tensorboard", "uvicorn"})
+SERVING_COMMANDS = frozenset(
+    {
+        ("vllm", "serve"),
+        ("vllm", "chat"),
+        ("trl", "chat"),
+        ("trl", "vllm-serve"),
+        ("swift", "app"),
+        ("swift", "deploy"),
+        ("swift", "rollout"),
+        ("swift", "web-ui"),
+        ("lmdeploy", "serve"),
+        ("lmdeploy", "chat"),
+        ("sglang", "serve"),
+        ("axolotl", "inference"),
+    }
+)
+"""Sub-commands of console commands that serve or talk."""
+
 LAUNCHER_COMMANDS = frozenset(
     {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "deepspeed.pt", "ds", "mpirun", "mpiexec", "srun"}
 )
@@ -65,10 +89,22 @@ def bare_command(case: Case, launch: Launch) -> str | None:
     return None if case.workspace.kind(name, launch.command.directory) == "file" else name
 
 
+def console_command(case: Case, launch: Launch) -> str | None:
+    """The known console command that stands where a rank launcher wants a Python file, else None."""
+    name = bare_command(case, launch)
+    if name is None:
+        return None
+    known = name in LLAMAFACTORY_COMMANDS | LAUNCHER_COMMANDS | OTHER_COMMANDS | SERVERS
+    return name if known or case.knowledge.script_owner(name) is not None else None
+
+
 def is_interactive_command(launch: Launch) -> bool:
-    """Whether a console command that stands for the script is LLaMA-Factory's chat, API or web page."""
-    words = launch.target.argument_words
-    return script_name(launch) in LLAMAFACTORY_COMMANDS and bool(words) and words[0].value in INTERACTIVE_COMMANDS
+    """Whether a console command that stands for the script talks to a person or serves."""
+    name, words = script_name(launch), launch.target.argument_words
+    given = words[0].value if words else None
+    if name in LLAMAFACTORY_COMMANDS:
+        return given in INTERACTIVE_COMMANDS
+    return name in SERVERS or (name, given) in SERVING_COMMANDS
 
 
 def runs_as_ranks(program: Program | Unknown) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from mgpu_checks.launch import (
     LAUNCHER_COMMANDS,
     LLAMAFACTORY_COMMANDS,
-    bare_command,
+    console_command,
     is_interactive_command,
+    remove_before,
     replace_words,
     script_name,
     typed_rank_layers,
@@ -44,9 +45,11 @@ RULE = Rule(
         Example("with torchrun", "torchrun --nproc_per_node 2 llamafactory-cli train sft.yaml"),
         Example("with deepspeed", "deepspeed --num_gpus 2 llamafactory-cli train --stage sft"),
         Example("tests", "torchrun --nproc_per_node 2 pytest tests/test_ranks.py", facts=None),
+        Example("a command with a launcher of its own", "torchrun --nproc_per_node 8 swift sft --model m"),
         Example("a shell script", "deepspeed --num_gpus 4 run.sh", files={"run.sh": "python a.py\n"}),
     ),
     good=(
+        Example("a command that trains by itself", "NPROC_PER_NODE=8 swift sft --model m"),
         Example("the module", "accelerate launch --num_processes 4 -m llamafactory.launcher sft.yaml"),
         Example("a program of its own", "torchrun --nproc_per_node 2 --no_python pytest tests/test_ranks.py"),
         Example(
@@ -84,9 +87,8 @@ _MODULES = {
 }
 """Console commands whose package can be run with -m."""
 
-_OTHERS = frozenset(
-    {"swift", "megatron", "trl", "axolotl", "tune", "uvicorn", "streamlit", "gradio", "jupyter", "bash", "sh"}
-)
+_LAUNCH_THEMSELVES = frozenset({"trl", "axolotl", "tune", "swift", "megatron"})
+"""Commands that start their own ranks: under a launcher there would be too many."""
 
 
 def find(case: Case) -> Iterator[Finding]:
@@ -116,12 +118,8 @@ def find(case: Case) -> Iterator[Finding]:
 
 
 def _command(case: Case, launch: Launch) -> str | None:
-    name = bare_command(case, launch)
-    if name is None or name in LAUNCHER_COMMANDS:
-        return None
-    if name in LLAMAFACTORY_COMMANDS or name in _MODULES or name in _OTHERS:
-        return name
-    return name if case.knowledge.script_owner(name) is not None else None
+    name = console_command(case, launch)
+    return None if name in LAUNCHER_COMMANDS else name
 
 
 def _is_shell_script(launch: Launch) -> bool:
@@ -139,10 +137,25 @@ def _fix(case: Case, launch: Launch, layer: Layer, name: str) -> Fix:
         old = version_at_least(case.knowledge.release("llamafactory").version, 0, 8) is False
         if trains and not old:
             module, last = "llamafactory.launcher", behind[0]
+    if name in _LAUNCH_THEMSELVES:
+        return _alone(launch, name)
     if module is None:
         return _without_python(launch, layer)
     edits = replace_words(launch, word, last, f"{switch} {module}")
     return Fix(f"launch the module: {switch} {module}", edits)
+
+
+def _alone(launch: Launch, name: str) -> Fix:
+    """Leave the launcher out; ms-swift takes the number of processes from a variable."""
+    word, outer = launch.target.word, typed_rank_layers(launch)[0]
+    assert word is not None
+    count = launch.processes_per_node.known
+    text = ""
+    if name in {"swift", "megatron"} and count is not None:
+        text = f"{'env ' if launch.command.wrappers else ''}NPROC_PER_NODE={count} "
+    return Fix(
+        f"leave the launcher out: {name} starts its own", remove_before(launch, outer.command_words[0], word, text)
+    )
 
 
 def _without_python(launch: Launch, layer: Layer) -> Fix:

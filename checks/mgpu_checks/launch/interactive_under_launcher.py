@@ -43,6 +43,19 @@ RULE = Rule(
         "all the GPUs: start it without a launcher, with the same visible devices."
     ),
     bad=(
+        Example("a server's command", "accelerate launch --num_processes 2 vllm serve m"),
+        Example(
+            "LLaMA-Factory's web page by its script",
+            "torchrun --nproc_per_node 2 src/webui.py",
+            files={
+                "src/webui.py": "from llamafactory.webui.interface import create_ui\ncreate_ui().queue().launch()\n"
+            },
+        ),
+        Example(
+            "an export by its script",
+            "accelerate launch --num_processes 2 src/export_model.py --export_dir out",
+            files={"src/export_model.py": "from llamafactory.train.tuner import export_model\nexport_model()\n"},
+        ),
         Example("a chat under accelerate", "accelerate launch --num_processes 4 llamafactory-cli chat chat.yaml"),
         Example("the command's module", "torchrun --nproc_per_node 2 -m llamafactory.cli api api.yaml"),
         Example("export by every rank", "accelerate launch --multi_gpu -m llamafactory.cli export merge.yaml"),
@@ -113,6 +126,8 @@ def _what(launch: Launch) -> str | None:
         return "each loads the model and writes the same files"
     if is_interactive_command(launch) or (target.kind == "command" and target.interactive is True):
         return _competition(launch)
+    if not isinstance(target.program, Unknown) and target.program.first("export-model") is not None:
+        return "each loads the model and writes the same files"
     if target.interactive is not True or runs_as_ranks(target.program):
         return None
     return _competition(launch)
@@ -121,7 +136,7 @@ def _what(launch: Launch) -> str | None:
 def _competition(launch: Launch) -> str:
     target = launch.target
     given = target.subcommand or (target.argument_words[0].value if target.argument_words else None)
-    serves = launch.purpose.known == "serve" or given in {"api", "webui"}
+    serves = launch.purpose.known == "serve" or given in {"api", "webui", "webchat", "serve", "deploy"}
     if not isinstance(target.program, Unknown):
         serves = target.program.first("server") is not None
     return "each wants the same port" if serves else "all read from the same terminal"
@@ -167,10 +182,16 @@ def _edits(launch: Launch, layer: Layer) -> tuple[Edit, ...]:
             return remove_before(launch, first, last, devices)
         return replace_words(launch, first, last, f"{devices}llamafactory-cli")
     if target.kind == "module":
-        return remove_before(launch, first, target.word, f"{devices}python -m ")
+        return remove_before(launch, first, target.word, f"{devices}{_python(layer)} -m ")
     if target.kind == "script" and not is_interactive_command(launch):
-        return remove_before(launch, first, target.word, f"{devices}python ")
+        return remove_before(launch, first, target.word, f"{devices}{_python(layer)} ")
     return remove_before(launch, first, target.word, devices)
+
+
+def _python(layer: Layer) -> str:
+    """The interpreter that the command names, ``python`` when it names none."""
+    first = layer.command_words[0].value or ""
+    return first if first.rsplit("/", 1)[-1].startswith("python") else "python"
 
 
 def _devices(launch: Launch) -> str:

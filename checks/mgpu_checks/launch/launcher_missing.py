@@ -68,6 +68,12 @@ RULE = Rule(
             facts={"packages": {"ms-swift": "3.9.0", "torch": "2.6.0"}},
         ),
         Example(
+            "a program that sets DeepSpeed up itself",
+            "python train.py",
+            files={"train.py": "import deepspeed\nengine, *_ = deepspeed.initialize(model=model, config='ds.json')\n"},
+        ),
+        Example("FSDP with a Trainer", "python sft.py --fsdp full_shard --output_dir out", files={"sft.py": _TRAINER}),
+        Example(
             "DeepSpeed with a Trainer",
             "python sft.py --deepspeed z2.json --output_dir out",
             files={"sft.py": _TRAINER, "z2.json": '{"zero_optimization": {"stage": 2}}'},
@@ -114,6 +120,14 @@ RULE = Rule(
             "refuses ParallelMode.NOT_DISTRIBUTED, and DeepSpeed unless the mode is DISTRIBUTED",
         ),
         Reference(
+            "transformers 4.52.4, trainer.py Trainer.__init__()",
+            "Using fsdp only works in distributed training.",
+        ),
+        Reference(
+            "deepspeed 0.16.9, comm/comm.py init_distributed()",
+            "without RANK and the like it calls mpi_discovery(), which imports mpi4py",
+        ),
+        Reference(
             "ms-swift 2.6.1 llm/utils/argument.py, 3.9.0 llm/argument/train_args.py _init_deepspeed()",
             "DeepSpeed with several devices for one process is a ValueError",
         ),
@@ -131,7 +145,7 @@ def find(case: Case) -> Iterator[Finding]:
     for launch in case.launches:
         if not _is_plain(case, launch):
             continue
-        found = _framework(case, launch) or _program(launch) or _trainer(launch)
+        found = _framework(case, launch) or _program(case, launch) or _trainer(launch)
         if found is not None:
             message, severity, evidence = found
             word = launch.target.word or launch.command.words[0]
@@ -162,7 +176,7 @@ def _is_plain(case: Case, launch: Launch) -> bool:
 _Found = tuple[str, Severity, tuple[Evidence | str, ...]]
 
 
-def _program(launch: Launch) -> _Found | None:
+def _program(case: Case, launch: Launch) -> _Found | None:
     program = launch.target.program
     if isinstance(program, Unknown) or launch.target.kind not in {"script", "module"}:
         return None
@@ -178,8 +192,21 @@ def _program(launch: Launch) -> _Found | None:
     if needed.detail in _PLACES:
         what = f"it reads {needed.detail} from the environment"
     name = launch.target.value or "The program"
+    if needed.detail.startswith("deepspeed."):
+        return _deepspeed(case, name, Evidence(f"{needed.detail}() runs in any case", program.locate(needed)))
     evidence = (Evidence(f"{needed.detail} runs in any case", program.locate(needed)),)
     return (f"{name} is started without a launcher, but {what}: it stops at once.", Severity.ERROR, evidence)
+
+
+def _deepspeed(case: Case, name: str, evidence: Evidence) -> _Found:
+    """Without a launcher's variables deepspeed asks MPI, through a package that is seldom there."""
+    packages = case.facts.packages
+    absent = not isinstance(packages, Unknown) and "mpi4py" not in packages
+    message = (
+        f"{name} sets up DeepSpeed, but no launcher gives it a rank: deepspeed then looks for MPI and fails without "
+        "mpi4py, or runs as one process."
+    )
+    return message, Severity.ERROR if absent else Severity.WARNING, (evidence,)
 
 
 def _framework(case: Case, launch: Launch) -> _Found | None:
@@ -188,7 +215,7 @@ def _framework(case: Case, launch: Launch) -> _Found | None:
     by_deepspeed = engine is not None and engine.name == "deepspeed"
     devices = _devices(launch)
     if target.framework == "llamafactory" and _trains(launch):
-        if version_at_least(case.knowledge.release("llamafactory").version, 0, 8) is False:
+        if _is_old(case, launch):
             return None
         if target.kind == "command" and launch.processes_per_node.known is None:
             return None
@@ -213,6 +240,14 @@ def _framework(case: Case, launch: Launch) -> _Found | None:
     return None
 
 
+def _is_old(case: Case, launch: Launch) -> bool:
+    """Releases before 0.8, those still named llmtuner among them, did not refuse it."""
+    program = launch.target.program
+    if not isinstance(program, Unknown) and program.imports_any("llmtuner"):
+        return True
+    return version_at_least(case.knowledge.release("llamafactory").version, 0, 8) is False
+
+
 def _trains(launch: Launch) -> bool:
     target = launch.target
     if target.kind == "command":
@@ -227,14 +262,19 @@ def _trainer(launch: Launch) -> _Found | None:
     target = launch.target
     engine = launch.engine.known
     program = target.program
-    if engine is None or engine.name != "deepspeed" or isinstance(program, Unknown):
+    if engine is None or isinstance(program, Unknown) or target.kind not in {"script", "module"}:
         return None
-    if target.kind not in {"script", "module"} or program.first("trainer") is None:
+    if engine.name not in {"deepspeed", "fsdp"} or program.first("trainer") is None:
         return None
     if program.first("hf-argument-parser") is None or program.first("spawns-ranks", "subprocess-launch") is not None:
         return None
     if any(seen.detail.partition("=")[0] in _PLACES for seen in program.all("sets-variable", "defaults-variable")):
         return None
+    if engine.name == "fsdp":
+        if launch.engine.origin.kind != "option":
+            return None
+        message = f"{target.value} is to train with FSDP: the Trainer refuses it in a process that no launcher started."
+        return message, Severity.ERROR, ("transformers: Using fsdp only works in distributed training.",)
     message = (
         f"{target.value} is to train with DeepSpeed but no launcher gives it a rank: deepspeed then looks for MPI "
         "and fails without mpi4py, or runs as one process."

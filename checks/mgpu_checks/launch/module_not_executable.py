@@ -130,6 +130,8 @@ def _evidence(case: Case, module: str) -> str:
 
 
 def _fix(case: Case, launch: Launch, module: str) -> Fix | None:
+    if module in _ENTRIES:
+        return _entry_fix(launch, module)
     if module.split(".", maxsplit=1)[0] != "llamafactory":
         return _project_fix(case, launch, module)
     word = launch.target.word
@@ -145,6 +147,24 @@ def _fix(case: Case, launch: Launch, module: str) -> Fix | None:
     if typed_rank_layers(launch):
         return Fix(f"run it without a launcher: llamafactory-cli {given}")
     return Fix("name its command's module", replace_words(launch, word, word, "llamafactory.cli"))
+
+
+_ENTRIES = {
+    "accelerate": "accelerate.commands.accelerate_cli",
+    "accelerate.commands": "accelerate.commands.accelerate_cli",
+    "deepspeed": "deepspeed.launcher.runner",
+    "deepspeed.launcher": "deepspeed.launcher.runner",
+    "torch.distributed": "torch.distributed.run",
+    "torch": "torch.distributed.run",
+}
+"""The modules that a package's command runs (entry points of accelerate 1.7.0, deepspeed 0.16.9, torch 2.13.0)."""
+
+
+def _entry_fix(launch: Launch, module: str) -> Fix:
+    word = launch.target.word
+    entry = _ENTRIES[module]
+    edits = () if word is None or typed_rank_layers(launch) else replace_words(launch, word, word, entry)
+    return Fix(f"name the module that its command runs: {entry}", edits)
 
 
 def _project_fix(case: Case, launch: Launch, module: str) -> Fix | None:

@@ -108,7 +108,7 @@ def _two(launch: Launch, layers: tuple[Layer, ...]) -> Finding:
         edits = remove_before(launch, outer.command_words[0], inner.command_words[0], "python -m ")
     return report(
         RULE,
-        f"{outer.launcher} starts {_copies(launch, outer)} of {inner.launcher}, and each starts a job of its own.",
+        f"{outer.launcher} starts {_copies(outer)} of {inner.launcher}, and each starts a job of its own.",
         launch.command.locate(inner.span),
         related=(Evidence(f"the outer launcher is {outer.launcher}", launch.command.locate(outer.span)),),
         fix=Fix(f"keep {inner.launcher} alone", edits),
@@ -147,7 +147,7 @@ def _by_itself(launch: Launch, outer: Layer) -> Finding | None:
     word = launch.target.subcommand_word or command.command_words[0]
     return report(
         RULE,
-        f"`{command.launcher} {given}` starts torchrun itself, and {outer.launcher} starts {_copies(launch, outer)} of "
+        f"`{command.launcher} {given}` starts torchrun itself, and {outer.launcher} starts {_copies(outer)} of "
         "it: every rank becomes a job of its own.",
         launch.command.locate(word.span),
         related=(Evidence(f"the outer launcher is {outer.launcher}", launch.command.locate(outer.span)),),
@@ -186,8 +186,6 @@ def _asked(layer: Layer) -> int | None:
     return None
 
 
-def _copies(launch: Launch, layer: Layer) -> str:
+def _copies(layer: Layer) -> str:
     asked = _asked(layer)
-    if asked is not None:
-        return f"{asked} copies"
-    return "one copy for every GPU" if launch.processes_per_node.known is None else "a copy"
+    return f"{asked} copies" if asked is not None else "one copy for every GPU"

@@ -19,6 +19,7 @@ from mgpu_doctor.authoring import (
     Severity,
     Unknown,
     closest,
+    delete_words,
     insert,
     report,
 )
@@ -40,6 +41,11 @@ RULE = Rule(
     bad=(
         Example("a slip of the keys", "llamafactory-cli tarin sft.yaml", files={"sft.yaml": _TRAIN}),
         Example("the sub-command is missing", "llamafactory-cli sft.yaml", files={"sft.yaml": _TRAIN}),
+        Example(
+            "a sub-command for the module that has none",
+            "accelerate launch --multi_gpu -m llamafactory.launcher train sft.yaml",
+            files={"sft.yaml": _TRAIN},
+        ),
         Example("options instead of a sub-command", "llamafactory-cli --stage sft --do_train true", facts=None),
         Example(
             "eval in a release that dropped it",
@@ -99,11 +105,34 @@ _TRAINING_KEYS = (
     "per_device_train_batch_size",
 )
 _EVALUATION_KEYS = ("task", "task_dir", "n_shot", "save_dir")
+_MEANT = {
+    "sft": "train",
+    "dpo": "train",
+    "ppo": "train",
+    "pretrain": "train",
+    "finetune": "train",
+    "predict": "train",
+    "run": "train",
+    "train_bash": "train",
+    "infer": "chat",
+    "inference": "chat",
+    "cli": "chat",
+    "web": "webui",
+    "board": "webui",
+    "web_demo": "webchat",
+    "serve": "api",
+    "merge": "export",
+    "evaluate": "eval",
+}
+"""Words that people use for a sub-command of another name."""
+
 _ENDINGS = (".yaml", ".yml", ".json")
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """One finding for each call of LLaMA-Factory's command with a wrong sub-command."""
+    """One finding for each call of LLaMA-Factory with a wrong sub-command, or with one where none belongs."""
+    for launch in case.launches:
+        yield from _superfluous(launch)
     for launch, layer in llamafactory_launches(case):
         if launch.command.variable("USE_V1") is not None:
             continue
@@ -117,6 +146,23 @@ def find(case: Case) -> Iterator[Finding]:
             yield _eval(launch, layer)
         else:
             yield from _file(launch, given)
+
+
+def _superfluous(launch: Launch) -> Iterator[Finding]:
+    """The training module takes arguments, or a file, and no sub-command."""
+    target = launch.target
+    program = target.program
+    is_script = not isinstance(program, Unknown) and program.first("run-exp") is not None
+    if target.kind not in {"module", "script"} or not (target.value == "llamafactory.launcher" or is_script):
+        return
+    first = target.argument_words[0] if target.argument_words else None
+    if first is None or first.value not in _ALL:
+        return
+    trains = first.value == "train"
+    edits = (delete_words(launch.command.source, first.span),) if trains and first.origin is None else ()
+    message = f"{target.value} takes training arguments and no sub-command: it refuses {first.value}."
+    title = "leave the sub-command out" if trains else f"it only trains: call llamafactory-cli {first.value}"
+    yield report(RULE, message, launch.command.locate(first.span), fix=Fix(title, edits))
 
 
 def _known(case: Case) -> tuple[str, ...]:
@@ -140,7 +186,7 @@ def _unknown(launch: Launch, layer: Layer, given: str, known: tuple[str, ...]) -
             fix = Fix(fix.title, (insert(launch.command.source, word.span.start, f"{meant} "),))
     else:
         message = f"llamafactory-cli has no sub-command {given}: {_reaction(layer)}."
-        near = closest(given, known, 1)
+        near = (_MEANT[given],) if given in _MEANT else closest(given, known, 1)
         edits = replace_words(launch, word, word, near[0]) if near else ()
         title = f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(known))}"
         fix = Fix(title, edits)

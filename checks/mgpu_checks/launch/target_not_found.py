@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.launch import LAUNCHER_COMMANDS, bare_command, replace_words
+from mgpu_checks.launch import bare_command, console_command, replace_words
 from mgpu_doctor.authoring import (
     Case,
     Command,
@@ -125,6 +125,21 @@ def find(case: Case) -> Iterator[Finding]:
         for config, place in _configs(launch):
             if config.exists is False and not _named_before(case, launch, config.name):
                 yield _config(case, launch, config, place)
+    yield from _script_of_a_shell(case)
+
+
+def _script_of_a_shell(case: Case) -> Iterator[Finding]:
+    """``bash run.sh`` as it is typed, where there is no such script."""
+    for command in case.commands:
+        name = (command.name or "").rsplit("/", 1)[-1]
+        if command.source.kind != "command" or name not in {"bash", "sh", "zsh"} or len(command.words) < 2:
+            continue
+        path = command.words[1].value
+        if command.wrappers or path is None or not path.endswith(".sh") or command.conditional:
+            continue
+        if case.workspace.kind(path, command.directory) == "missing":
+            message = f"{path} does not exist in the working directory."
+            yield report(RULE, message, command.locate(command.words[1].span), subject=path)
 
 
 def _target(case: Case, launch: Launch) -> Iterator[Finding]:
@@ -148,11 +163,17 @@ def _belongs_to_another_rule(case: Case, launch: Launch, value: str) -> bool:
     """A command, an interpreter, a configuration or a shell script in the script's place has a rule of its own."""
     if value.endswith((".yaml", ".yml", ".json", ".sh", ".bash")) or value.startswith("-"):
         return True
+    if console_command(case, launch) is not None or _may_be_an_argument(launch, value):
+        return True
     name = bare_command(case, launch)
-    if name is None:
+    return name is not None and name.startswith("python")
+
+
+def _may_be_an_argument(launch: Launch, value: str) -> bool:
+    """Whether an expansion in front of it may be the script, so that this is the script's own argument."""
+    if value.endswith(".py"):
         return False
-    known = name in LAUNCHER_COMMANDS or case.knowledge.script_owner(name) is not None
-    return known or name.startswith("python") or name in {"llamafactory-cli", "lmf", "pytest", "bash", "sh"}
+    return any(word.splits and word.value is None for layer in launch.layers for word in layer.argument_words)
 
 
 def _is_dotted_module(value: str) -> bool:

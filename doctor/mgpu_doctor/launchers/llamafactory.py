@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mgpu_doctor.launchers.chain import Context, Peeled, Plan
+from mgpu_doctor.launchers.variables import program_name
 from mgpu_doctor.model.command import Piece, Variable, Word
 from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import Layer, Option, OptionSpec
@@ -42,12 +43,11 @@ def peel(words: tuple[Word, ...], form: str, context: Context) -> Peeled | None:
 
     A path to the console command is a Python file, so it counts as a script too.
     """
-    if not words or words[0].value is None:
+    if not words:
         return None
     text = words[0].value
-    name = text.rsplit("/", 1)[-1]
-    if form == "command" or (form == "script" and "/" in text):
-        if name not in COMMANDS:
+    if form == "command" or (form == "script" and (text is None or "/" in text)):
+        if program_name(words[0]) not in COMMANDS:
             return None
     elif form != "module" or text not in MODULES:
         return None

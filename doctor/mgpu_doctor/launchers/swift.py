@@ -23,6 +23,7 @@ from mgpu_doctor.launchers.llamafactory import (
     subcommand,
     torchrun_options,
 )
+from mgpu_doctor.launchers.variables import program_name
 from mgpu_doctor.model.command import Word
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import Layer, Option, OptionSpec
@@ -53,12 +54,12 @@ def peel(words: tuple[Word, ...], form: str, context: Context) -> Peeled | None:
 
     ``swift`` is also Apple's compiler driver: only ms-swift's sub-commands, or a word that is not known, count.
     """
-    if form != "command" or len(words) < 2 or words[0].value is None:
+    if form != "command" or len(words) < 2:
         return None
-    name = words[0].value.rsplit("/", 1)[-1]
+    name = program_name(words[0])
     if name == "tune" and words[1].value == "run":
         return _peel_tune(words, context)
-    if name not in LAUNCHERS:
+    if name is None or name not in LAUNCHERS:
         return None
     given = words[1].value
     if given is not None and given.replace("_", "-") not in SUBCOMMANDS[name]:

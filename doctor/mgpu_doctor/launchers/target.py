@@ -548,6 +548,7 @@ def _program_purpose(target: Target) -> Setting[str]:
         return Setting(target.program, Origin("derived", "the program"))
     kinds = (
         ("train", ("trainer", "backward", "optimizer")),
+        ("export", ("export-model",)),
         ("serve", ("server",)),
         ("chat", ("input-loop",)),
         ("predict", ("predict", "generate")),

@@ -33,6 +33,7 @@ The facts in :attr:`Program.seen`, by kind and what their detail says:
 ``colossalai-launch``       ``colossalai.launch…``; the call
 ``main-block``              ``if __name__ == "__main__":``
 ``run-exp``                 LLaMA-Factory's ``run_exp()``
+``export-model``            LLaMA-Factory's ``export_model()``
 ``generate`` ``predict``    ``.generate(…)``, ``.predict(…)``
 ``backward`` ``optimizer``  ``.backward()``; an optimizer of torch.optim
 ``bf16``                    bfloat16 is asked for
@@ -270,6 +271,8 @@ class _Reader:
         self._arguments(node, name, last, place)
         self._devices(node, name, last, place)
         self._work(node, name, last, place)
+        if last in _FRAMEWORK_CALLS and self.imports_any("llamafactory", "llmtuner"):
+            self._add(_FRAMEWORK_CALLS[last], "conditional" if place.condition else last, node, place)
         for keyword in node.keywords:
             self._keyword(keyword, place)
 
@@ -283,6 +286,9 @@ class _Reader:
                 if isinstance(argument, ast.Name) and argument.id in functions:
                     self.calls.add((place.function, argument.id))
         if name == "colossalai.launch_from_torch":
+            self._need(name, node, place)
+        by_hand = any(keyword.arg == "dist_init_required" for keyword in node.keywords)
+        if name in {"deepspeed.initialize", "deepspeed.init_distributed"} and not by_hand:
             self._need(name, node, place)
 
     def _need(self, detail: str, node: ast.AST, place: _Place) -> None:
@@ -470,7 +476,9 @@ class _Reader:
         if not isinstance(node.func, ast.Attribute):
             return False
         if last == "launch":
-            return any(name == "gradio" or name.startswith("gradio.") for name in self.imports)
+            return self.imports_any("gradio", "llamafactory.webui", "llmtuner.webui") or any(
+                name.rsplit(".", 1)[-1] == "create_ui" for name in self.imports
+            )
         if last == "run" and isinstance(node.func.value, ast.Name):
             made = self.assigned.get(node.func.value.id)
             return isinstance(made, ast.Call) and self._name(made.func) in {
@@ -479,6 +487,9 @@ class _Reader:
                 "bottle.Bottle",
             }
         return last == "serve_forever"
+
+    def imports_any(self, *packages: str) -> bool:
+        return any(name == p or name.startswith(p + ".") for name in self.imports for p in packages)
 
     def _keyword(self, keyword: ast.keyword, place: _Place) -> None:
         if keyword.arg == "device_map":
@@ -571,6 +582,15 @@ class _Reader:
         head = text[start:end].encode("utf-8", "surrogatepass")[:column]
         return min(start + len(head.decode("utf-8", "ignore")), len(text))
 
+
+_FRAMEWORK_CALLS = {
+    "run_chat": "input-loop",
+    "run_api": "server",
+    "run_web_demo": "server",
+    "run_web_ui": "server",
+    "export_model": "export-model",
+}
+"""LLaMA-Factory's entries (llamafactory 0.9.3, cli.py main())."""
 
 _SIMPLE_CALLS = {
     "run_exp": "run-exp",
