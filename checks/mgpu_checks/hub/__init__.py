@@ -1,0 +1,97 @@
+"""Models and data sets: what of them comes from the hub, and whether a job may ask it.
+
+When Hugging Face's libraries stay off the network (huggingface_hub 0.20.3 … 2.4.0, ``constants.py``):
+``HF_HUB_OFFLINE`` counts when it is set to anything but the empty text, else ``TRANSFORMERS_OFFLINE``; the
+one that counts means offline when it is 1, on, yes or true in any case. So ``HF_HUB_OFFLINE=0`` wins over
+``TRANSFORMERS_OFFLINE=1``. datasets (2.21.0 … 5.2.0, ``config.py``) follows, unless ``HF_DATASETS_OFFLINE`` is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mgpu_doctor.authoring import Case, Launch, Location, Unknown
+
+ON = frozenset({"1", "ON", "YES", "TRUE"})
+"""The values that switch it on, in upper case (huggingface_hub, constants.py, ENV_VARS_TRUE_VALUES)."""
+
+OFF = frozenset({"", "0", "OFF", "NO", "FALSE"})
+"""The usual ways to say no; any other text means no as well, but was hardly meant so."""
+
+HUB = "HF_HUB_OFFLINE"
+TRANSFORMERS = "TRANSFORMERS_OFFLINE"
+DATASETS = "HF_DATASETS_OFFLINE"
+SWITCHES = (HUB, TRANSFORMERS)
+HOSTS = ("huggingface.co", "hf.co")
+
+MODEL_NAMES = ("model_name_or_path", "model", "model_path", "pretrained_model_name_or_path", "model_id", "base_model")
+"""Arguments by which scripts and frameworks are given a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value that the job is given, and where it stands."""
+
+    text: str
+    location: Location
+
+
+def is_offline_machine(case: Case) -> bool:
+    """Whether the facts say that the hub cannot be reached from there."""
+    reachable = case.facts.reachable
+    return not isinstance(reachable, Unknown) and any(reachable.get(host) is False for host in HOSTS)
+
+
+def value_of(case: Case, launch: Launch, name: str) -> str | Unknown | None:
+    """A variable's text as it reaches the job, Unknown when the text is not known, None when it is not set.
+
+    An inherited environment of which nothing is known counts as one that does not set it.
+    """
+    for variable in reversed(launch.command.environment):
+        if variable.name == name:
+            if variable.value is None:
+                return None
+            return Unknown("its value is computed") if variable.text is None else variable.text
+    inherited = case.facts.variable(name)
+    return inherited if isinstance(inherited, str) and not launch.command.unset_all else None
+
+
+def is_offline(case: Case, launch: Launch) -> bool | Unknown:
+    """Whether the job stays off the hub."""
+    for name in SWITCHES:
+        value = value_of(case, launch, name)
+        if isinstance(value, Unknown):
+            return value
+        if value:
+            return value.upper() in ON
+    return False
+
+
+def sets_itself(launch: Launch) -> bool:
+    """Whether the program that is started deals with the switches by itself, as far as its text shows."""
+    program = launch.target.program
+    if isinstance(program, Unknown):
+        return False
+    kinds = ("sets-variable", "defaults-variable")
+    return any(seen.detail.partition("=")[0] in (*SWITCHES, DATASETS) for seen in program.all(*kinds)) or any(
+        "local_files_only=True" in seen.detail for seen in program.all("from-pretrained")
+    )
+
+
+def models(launch: Launch) -> Iterator[Given]:
+    """The models that the command line or a configuration file of the target names."""
+    argument = launch.target.argument(*MODEL_NAMES)
+    if argument is not None and argument.value:
+        word = argument.values[0]
+        yield Given(argument.value, word.origin or launch.command.locate(word.span))
+    for config in launch.target.configs:
+        for name in MODEL_NAMES:
+            value, place = config.get(name), config.locate(name)
+            if isinstance(value, str) and value and place is not None:
+                yield Given(value, place)
+
+
+def is_local_path(text: str) -> bool:
+    """Whether a model's name can only be a path: absolute, from the home or the working directory."""
+    return text.startswith(("/", "./", "../", "~/"))
