@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ def by_click(arguments: list[str]) -> Reading | None:
             found.append(Reading(name, given))
             return 0
 
-        return load_verb(name)._replace(run=record)
+        return replace(load_verb(name), run=record)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "load_verb", keep)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from mgpu_doctor.cli.output import chosen_format, emit, emit_lines, emit_rich
 from mgpu_doctor.cli.verb import Given
@@ -10,6 +10,7 @@ from mgpu_doctor.diagnose import Request, diagnose
 from mgpu_doctor.errors import UsageError
 from mgpu_doctor.mend import mended
 from mgpu_doctor.model.finding import Finding
+from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.report import Report
 from mgpu_doctor.registry import Registry, load_checks
 
@@ -20,7 +21,8 @@ _ROUNDS = 5
 """How often a corrected command is corrected again: one fix may make room for the next."""
 
 
-class Correction(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Correction:
     """The corrected command, and what is still found in it."""
 
     text: str
@@ -52,7 +54,7 @@ def conclude(mode: str, given: Given, **request: Any) -> int:
 
 def show(report: Report, correction: Correction | None, given: Given) -> None:
     """Write a report in the format that is wanted."""
-    text, remaining = correction or (None, ())
+    text, remaining = (correction.text, correction.remaining) if correction is not None else (None, ())
     commands = given.switch("show_commands") or report.mode == "explain"
     chosen = chosen_format(given.text("format"))
     if chosen == "json":

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from mgpu_doctor.cli.output import FORMATS
+from mgpu_doctor.model.record import dataclass
 
 FAIL_ON = ("error", "warning", "advice", "never")
 
 
-class Option(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Option:
     """An option of a verb.
 
     ``metavar`` None makes it a switch; ``choices`` are the only values taken; ``many``
@@ -30,7 +32,8 @@ class Option(NamedTuple):
         return self.flag.lstrip("-").replace("-", "_")
 
 
-class Given(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Given:
     """What was given to a verb: its positional words, the command behind ``--``, and the options."""
 
     words: tuple[str, ...]
@@ -52,7 +55,8 @@ class Given(NamedTuple):
         return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
 
 
-class Verb(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Verb:
     """A verb: ``run`` does it and returns the exit code; ``words`` says in the help what stands behind it.
 
     ``examples`` are command lines for the help. ``dashes`` means that a launch command may stand behind ``--``.
@@ -69,7 +73,8 @@ class Verb(NamedTuple):
     most_words: int | None = None
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Place:
     """Where a verb's module lies, and its line in the help: known without importing it."""
 
     module: str
