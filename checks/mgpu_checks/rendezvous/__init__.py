@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from mgpu_doctor.authoring import (
     TORCHRUN_NAMES,
@@ -14,6 +15,7 @@ from mgpu_doctor.authoring import (
     Layer,
     Location,
     Option,
+    Script,
     Setting,
     Span,
     Unknown,
@@ -194,11 +196,21 @@ def host_of(text: str, option: Option) -> str:
     return host if colon else text
 
 
+def left_alone(command: Command, name: str) -> bool:
+    """Whether the text neither sets nor unsets a variable, so that an inherited one reaches the command."""
+    return not command.unset_all and all(variable.name != name for variable in command.environment)
+
+
+def inherited(case: Case, command: Command, name: str) -> str | Unknown | None:
+    """What the command inherits as this variable; None where it is unset or the text has its own."""
+    return case.facts.variable(name) if left_alone(command, name) else None
+
+
 def inherits(case: Case, command: Command, name: str) -> bool | Unknown:
     """Whether a variable reaches the command; Unknown where the environment was not looked at."""
     if command.variable(name) is not None:
         return True
-    value = case.facts.variable(name)
+    value = inherited(case, command, name)
     return value if isinstance(value, Unknown) else value is not None
 
 
@@ -238,3 +250,89 @@ def at_least(version: str | None, *wanted: int) -> bool | None:
     if match is None:
         return None
     return tuple(int(part) for part in match.group(0).split(".")) >= wanted
+
+
+_DIRECTIVE = re.compile(r"^#SBATCH\s+(.*?)\s*$")
+_SHORT = {"-n": "ntasks", "-N": "nodes", "-G": "gpus"}
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What a batch script's ``#SBATCH`` lines ask for; None for what they do not say, with the lines' places.
+
+    ``gpus`` counts those of one node.
+    """
+
+    nodes: int | None
+    tasks: int | None
+    tasks_per_node: int | None
+    gpus: int | None
+    places: Mapping[str, Location]
+
+    @property
+    def tasks_on_node(self) -> int | None:
+        """Tasks of one node, None when they are not said or not equal on all."""
+        if self.tasks_per_node is not None:
+            return self.tasks_per_node
+        if self.tasks is not None and self.nodes and self.tasks % self.nodes == 0:
+            return self.tasks // self.nodes
+        return None
+
+
+def allocation(case: Case, launch: Launch) -> Allocation | None:
+    """The resources of the batch script in which a launch stands, None outside any."""
+    outermost = chain(launch.command)[0]
+    for script in case.scripts:
+        if script.directives and any(command is outermost for command in script.commands):
+            return _allocation(script)
+    return None
+
+
+def _allocation(script: Script) -> Allocation | None:
+    given: dict[str, str] = {}
+    places: dict[str, Location] = {}
+    for text, span in script.directives:
+        match = _DIRECTIVE.match(text)
+        for name, value in _options(match.group(1)) if match else ():
+            given[name] = value
+            places[name] = Location(script.source, span)
+    if not given:
+        return None
+    nodes = _count(given.get("nodes"))
+    gpus = _gpus(given, nodes)
+    return Allocation(nodes, _count(given.get("ntasks")), _count(given.get("ntasks-per-node")), gpus, places)
+
+
+def _options(text: str) -> Iterator[tuple[str, str]]:
+    """``--name=value``, ``--name value`` and ``-N value`` up to a comment."""
+    words = text.partition(" #")[0].split()
+    at = 0
+    while at < len(words):
+        word = words[at]
+        name, equals, value = word.partition("=")
+        if word.startswith("--") and equals:
+            yield name[2:], value
+        elif word[:2] in _SHORT and len(word) > 2 and not word.startswith("--"):
+            yield _SHORT[word[:2]], word[2:]
+        elif at + 1 < len(words) and (word in _SHORT or word.startswith("--")):
+            yield _SHORT.get(word, word.removeprefix("--")), words[at + 1]
+            at += 1
+        at += 1
+
+
+def _count(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def _gpus(given: Mapping[str, str], nodes: int | None) -> int | None:
+    """GPUs of one node: ``--gres=gpu:a100:4``, ``--gpus-per-node=4``, or ``--gpus`` of a single node."""
+    for part in given.get("gres", "").split(","):
+        if part.startswith("gpu"):
+            return _count(part.partition("(")[0].rpartition(":")[2]) if ":" in part else 1
+    per_node = given.get("gpus-per-node")
+    if per_node is not None:
+        return _count(per_node.rpartition(":")[2])
+    total = given.get("gpus")
+    if total is not None and (nodes or 1) == 1:
+        return _count(total.rpartition(":")[2])
+    return None

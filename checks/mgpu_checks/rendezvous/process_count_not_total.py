@@ -32,8 +32,9 @@ RULE = Rule(
     summary="accelerate's num_processes counts all machines, torchrun's nproc-per-node counts one.",
     why=(
         "accelerate divides --num_processes by --num_machines and drops the rest: 3 processes on 2 machines become 1 "
-        "on each, 1 on 2 machines becomes none. A number that equals the GPUs of one machine leaves the others half idle. "
-        "torchrun's --nproc-per-node is for one node: the number of all GPUs there puts several ranks on each GPU."
+        "on each, 1 on 2 machines becomes none. A number that equals the GPUs of one machine leaves half of "
+        "all idle. torchrun's --nproc-per-node is for one node: the number of all GPUs there puts several ranks on "
+        "each GPU."
     ),
     bad=(
         Example(

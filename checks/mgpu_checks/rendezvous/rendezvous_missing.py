@@ -31,6 +31,9 @@ from mgpu_doctor.authoring import (
     report,
 )
 
+HOSTFILE = "/job/hostfile"
+"""Where deepspeed looks when no hostfile is named."""
+
 RULE = Rule(
     code="MGD304",
     slug="rendezvous-missing",
@@ -64,6 +67,7 @@ RULE = Rule(
             "LLaMA-Factory without an address",
             "FORCE_TORCHRUN=1 NNODES=2 NODE_RANK=1 MASTER_PORT=29500 llamafactory-cli train sft.yaml",
         ),
+        Example("deepspeed without a hostfile", "deepspeed --num_nodes 2 --num_gpus 8 train.py", facts=None),
     ),
     good=(
         Example("the platform may set PET_ variables", "torchrun --nnodes=2 --nproc_per_node=8 train.py", facts=None),
@@ -90,6 +94,7 @@ RULE = Rule(
                 "machine_rank: 0\nnum_processes: 16\nmain_process_ip: 10.0.0.5\nmain_process_port: 29500\n"
             },
         ),
+        Example("deepspeed on one node", "deepspeed --num_nodes 1 train.py", facts=None),
         Example("a hostfile", "deepspeed --hostfile hosts train.py", files={"hosts": "a slots=8\nb slots=8\n"}),
     ),
     sources=(
@@ -120,8 +125,8 @@ RULE = Rule(
 def find(case: Case) -> Iterator[Finding]:
     """Launches over several nodes whose nodes cannot meet."""
     for launch in case.launches:
-        nodes = many_nodes(launch)
         layer = binding_layer(launch)
+        nodes = many_nodes(launch) or _asked_of_deepspeed(layer)
         if nodes is None or layer is None or layer.opaque is not None:
             continue
         if layer.implied:
@@ -238,14 +243,21 @@ def _of_llamafactory(case: Case, launch: Launch, nodes: int) -> Finding | None:
     return _report(launch, message, where, f"Set {' and '.join(missing)}, the same on every node", edit)
 
 
+def _asked_of_deepspeed(layer: Layer | None) -> int | None:
+    """The nodes that --num_nodes asks for: without a hostfile there are none to count."""
+    option = layer.option("num_nodes") if layer is not None and layer.launcher == "deepspeed" else None
+    number = option.converted if option is not None else None
+    return number if isinstance(number, int) and number > 1 else None
+
+
 def _of_deepspeed(case: Case, launch: Launch, layer: Layer, nodes: int) -> Finding | None:
-    hostfile = layer.option("hostfile")
-    path = hostfile.value if hostfile is not None else "/job/hostfile"
-    if path is None or starts_copies(launch) or layer.option("num_nodes") is None:
+    if layer.option("hostfile") is not None or starts_copies(launch) or layer.option("num_nodes") is None:
         return None
-    if case.workspace.kind(path, launch.command.directory) != "missing":
+    seen = case.workspace.kind(HOSTFILE, launch.command.directory)
+    if seen == "file":
         return None
-    message = f"{nodes} nodes, but the hostfile {path} does not exist: deepspeed knows only this machine and stops."
+    where = "does not exist" if seen == "missing" else "is hardly ever there"
+    message = f"{nodes} nodes, but no --hostfile, and {HOSTFILE}, the default, {where}: without it deepspeed stops."
     return _report(
         launch,
         message,
@@ -268,6 +280,6 @@ def _report(launch: Launch, message: str, where: Location | None, title: str, ed
         RULE,
         message,
         where or launcher_place(launch),
-        evidence=(f"{launch.nodes.known} nodes from {launch.nodes.origin.detail}",),
+        evidence=(f"the number of nodes comes from {launch.nodes.origin.detail}",),
         fix=Fix(title, () if edit is None else (edit,)),
     )

@@ -1,0 +1,130 @@
+"""NCCL or Gloo is bound to a network interface that is not there, or that leads nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from mgpu_checks.rendezvous import inherited, many_nodes, runs_elsewhere
+from mgpu_doctor.authoring import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Reference,
+    Rule,
+    Severity,
+    Unknown,
+    report,
+)
+
+VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
+MANY = "torchrun --nnodes 2 --node_rank 1 --nproc_per_node 8 --master_addr 10.0.0.24 --master_port 29500 train.py"
+
+RULE = Rule(
+    code="MGD310",
+    slug="interface-missing",
+    title="No such network interface",
+    severity=Severity.ERROR,
+    summary="NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME names no interface of the machine, or loopback across nodes.",
+    why=(
+        "NCCL stops with `Bootstrap : no socket interface found` when no interface matches, Gloo with `Unable to find "
+        "address for`. `lo` is a real interface, but it does not leave the machine: ranks on other nodes cannot be "
+        "reached through it. NCCL takes prefixes, `=name` for an exact name and `^name` for all others; Gloo takes "
+        "exact names."
+    ),
+    bad=(
+        Example("loopback across nodes", f"NCCL_SOCKET_IFNAME=lo {MANY}", facts=None),
+        Example("not on this machine", "NCCL_SOCKET_IFNAME=ib0 torchrun --nproc_per_node 8 train.py"),
+        Example("Gloo takes exact names", "export GLOO_SOCKET_IFNAME=eth\ntorchrun --nproc_per_node 8 train.py"),
+        Example(
+            "inherited", "torchrun --nproc_per_node 8 train.py", facts={"env": {"NCCL_SOCKET_IFNAME": "enp3s0,ens5"}}
+        ),
+        Example("exact", "NCCL_SOCKET_IFNAME==eth torchrun --nproc_per_node 8 train.py"),
+    ),
+    good=(
+        Example("there", f"NCCL_SOCKET_IFNAME=eth0 {MANY}"),
+        Example("a prefix", f"NCCL_SOCKET_IFNAME=eth {MANY}"),
+        Example("all but some", f"NCCL_SOCKET_IFNAME=^lo,docker0 {MANY}"),
+        Example("loopback on one node", "NCCL_SOCKET_IFNAME=lo torchrun --nproc_per_node 8 train.py"),
+        Example("not known", 'NCCL_SOCKET_IFNAME="$NIC" ' + MANY, facts=None),
+        Example("another machine", f"NCCL_SOCKET_IFNAME=ib0 {MANY}", facts=None),
+    ),
+    sources=(
+        Reference(
+            "NCCL 2.27 documentation, NCCL_SOCKET_IFNAME",
+            "a list of prefixes; ^ excludes, = asks for the exact name; loopback is only chosen when it is named",
+        ),
+        Reference(
+            "torch 2.13.0, init_process_group('gloo')",
+            "GLOO_SOCKET_IFNAME is a list of exact names; each that is not there: Unable to find address for",
+            ran=True,
+        ),
+    ),
+    fix="Name an interface that reaches the other nodes, or leave the variable out",
+)
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Variables that name an interface which cannot serve the launch."""
+    seen = set()
+    for launch in case.launches:
+        if launch.rendezvous is None:
+            continue
+        for name in VARIABLES:
+            text, key = _value(case, launch, name)
+            if text is None or (name, key) in seen:
+                continue
+            reason = _fault(case, launch, name, text)
+            if reason is None:
+                continue
+            seen.add((name, key))
+            variable = launch.command.variable(name)
+            where = variable.location if variable is not None else None
+            yield report(
+                RULE,
+                f"{name} is {text}: {reason}.",
+                where,
+                subject=None if where is not None else f"{name} in the environment",
+                evidence=_evidence(case),
+                fix=Fix("Name the interface that reaches the other nodes, or leave the variable out"),
+            )
+
+
+def _value(case: Case, launch: Launch, name: str) -> tuple[str | None, object]:
+    variable = launch.command.variable(name)
+    if variable is not None:
+        place = variable.location
+        return variable.text, None if place is None else (place.source.name, place.span)
+    text = inherited(case, launch.command, name)
+    return (None if isinstance(text, Unknown) else text), None
+
+
+def _fault(case: Case, launch: Launch, name: str, text: str) -> str | None:
+    nodes = many_nodes(launch)
+    exact = name != "NCCL_SOCKET_IFNAME" or text.startswith("=")
+    if text.startswith("^") or not text:
+        return None
+    wanted = [part.partition(":")[0] for part in text.lstrip("=").split(",") if part]
+    if nodes is not None and wanted == ["lo"] and not launch.command.repeated:
+        return f"loopback does not leave the machine, and the job has {nodes} nodes"
+    interfaces = case.facts.interfaces
+    if isinstance(interfaces, Unknown) or runs_elsewhere(launch):
+        return None
+    found = [_matches(part, interfaces, exact=exact) for part in wanted]
+    # Gloo opens one device for each name, NCCL takes those that it finds.
+    if all(found) or (name == "NCCL_SOCKET_IFNAME" and any(found)):
+        return None
+    how = "is called so" if exact else "has a name that begins so"
+    return f"no interface of the machine {how} (there are {', '.join(sorted(interfaces))})"
+
+
+def _matches(wanted: str, interfaces: Mapping[str, str], *, exact: bool) -> bool:
+    return wanted in interfaces if exact else any(name.startswith(wanted) for name in interfaces)
+
+
+def _evidence(case: Case) -> tuple[str, ...]:
+    interfaces = case.facts.interfaces
+    if isinstance(interfaces, Unknown):
+        return ()
+    return tuple(f"{name}: {address or 'no IPv4 address'}" for name, address in sorted(interfaces.items()))
