@@ -203,14 +203,15 @@ def deepspeed_file(case: Case, launch: Launch) -> ConfigFile | None:
     """
     config = launch.target.config("deepspeed")
     if config is None:
-        name = _accelerate_file(launch)
+        name = accelerate_file(launch)
         config = None if name is None else case.workspace.config(name, "deepspeed", launch.command.directory)
     if config is None or config.exists is not True or config.problem is not None or config.source is None:
         return None
     return config if config.values else None
 
 
-def _accelerate_file(launch: Launch) -> str | None:
+def accelerate_file(launch: Launch) -> str | None:
+    """The DeepSpeed file that accelerate is told to use, by option or by its own file; None when there is none."""
     layer = launch.layer("accelerate")
     if layer is None or uses_deepspeed(layer) is not True:
         return None
