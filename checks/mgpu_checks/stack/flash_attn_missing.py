@@ -32,8 +32,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     summary="The job asks for FlashAttention-2, which needs the package flash-attn, and that is not installed.",
     why=(
-        'transformers stops while it loads the model: "FlashAttention2 has been toggled on, but …: '
-        'package flash_attn is missing". LLaMA-Factory only warns "FlashAttention-2 is not installed" '
+        'transformers stops with an ImportError while it loads the model ("the package flash_attn seems to be not '
+        'installed"). LLaMA-Factory only warns "FlashAttention-2 is not installed" '
         "and goes on with another attention: slower, and with more memory than planned."
     ),
     bad=(
