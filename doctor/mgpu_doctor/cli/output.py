@@ -43,8 +43,11 @@ def emit_lines(lines: Iterable[str]) -> None:
     emit("".join(f"{line}\n" for line in lines))
 
 
-def emit_rich(draw: Callable[[Console], None], *, colour: bool = True) -> None:
-    """Draw on a console that is as wide and as colourful as standard output, then write it at once."""
+def emit_rich(draw: Callable[[Console], None], *, colour: bool = True, dense: bool = False) -> None:
+    """Draw on a console that is as wide and as colourful as standard output, then write it at once.
+
+    ``dense`` leaves at most one empty line between others.
+    """
     from io import StringIO
 
     from rich.console import Console
@@ -60,7 +63,11 @@ def emit_rich(draw: Callable[[Console], None], *, colour: bool = True) -> None:
         highlight=False,
     )
     draw(console)
-    emit("\n".join(line.rstrip() for line in buffer.getvalue().split("\n")))
+    text = "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))
+    if dense:
+        while "\n\n\n" in text:
+            text = text.replace("\n\n\n", "\n\n")
+    emit(text.lstrip("\n"))
 
 
 def _width() -> int | None:

@@ -80,7 +80,8 @@ def _show_page(check: Check, given: Given) -> None:
     if chosen == "rich":
         from rich.markdown import Markdown
 
-        emit_rich(lambda console: console.print(Markdown(text, hyperlinks=False)), colour=not given.switch("no_color"))
+        page = Markdown(text, hyperlinks=False)
+        emit_rich(lambda console: console.print(page), colour=not given.switch("no_color"), dense=True)
     else:
         emit(text)
 

@@ -35,6 +35,9 @@ _ROLES = {"launches": "green", "courier": "dim", "computes": "bold magenta"}
 _WIDE = 64
 """Terminal columns from which GPU models and UUIDs have room."""
 
+_TABLE = 90
+"""Terminal columns from which the catalogue has room for a table."""
+
 _SIGNS = {Severity.ERROR: "✗", Severity.WARNING: "!", Severity.ADVICE: "i"}
 
 
@@ -80,16 +83,23 @@ def print_commands(console: Console, report: Report) -> None:
 
 def print_rules(console: Console, checks: Iterable[Check]) -> None:
     """The catalogue as a table."""
-    table = _table("code", "rule", "severity", "cause")
+    stacked = console.width < _TABLE
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for column in ("code", "rule", "severity"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("cause", ratio=1)
     for check in checks:
         rule = check.rule
-        table.add_row(
-            Text(one_line(rule.code), "bold"),
-            Text(one_line(rule.slug)),
-            Text(rule.severity.value, _COLOURS[rule.severity]),
-            Text(one_line(rule.summary) + ("" if check.distribution == "mgpu-doctor" else f" ({check.distribution})")),
-        )
-    console.print(table)
+        code = Text(one_line(rule.code), "bold")
+        severity = Text(rule.severity.value, _COLOURS[rule.severity])
+        cause = one_line(rule.summary) + ("" if check.distribution == "mgpu-doctor" else f" ({check.distribution})")
+        if stacked:
+            console.print(Text.assemble(code, " ", one_line(rule.slug), " ", severity), soft_wrap=False)
+            console.print(Padding(Text(cause), (0, 0, 0, 2)))
+        else:
+            table.add_row(code, Text(one_line(rule.slug)), severity, Text(cause))
+    if not stacked:
+        console.print(table)
 
 
 def _heading(title: str) -> Text:
