@@ -44,6 +44,7 @@ RULE = Rule(
         Example("for launcher and script", "accelerate launch --mixed_precision bf16 train.py --mixed_precision fp16"),
         Example("an option that collects values", "accelerate launch --env A=1 --env B=2 train.py"),
         Example("a value that is not known", "torchrun --nproc_per_node 4 --nproc_per_node $N train.py"),
+        Example("alternatives in braces", "accelerate launch --config_file=zero{1,2,3}.yaml train.py"),
         Example("a switch twice", "accelerate launch --multi_gpu --num_processes 2 --multi_gpu train.py"),
     ),
     sources=(Reference("CPython 3.13, Lib/argparse.py _StoreAction", "a later value replaces an earlier one"),),
@@ -66,7 +67,8 @@ def _repeated(launch: Launch, layer: Layer, given: tuple[Option, ...]) -> Findin
     if len(given) < 2 or given[0].spec.action in {"append", "append_const", "count"} or is_switch(given[0].spec):
         return None
     # An option out of a variable followed by one in the command is the usual way to override a default.
-    if not all(is_typed(launch, option) for option in given):
+    # Words of one brace expansion stand at one place: `config{1,2}.yaml` names alternatives to a reader.
+    if not all(is_typed(launch, option) for option in given) or len({option.span for option in given}) < len(given):
         return None
     if any(isinstance(option.converted, Unknown) for option in given):
         return None
