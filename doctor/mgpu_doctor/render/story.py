@@ -116,7 +116,7 @@ def _step(launch: Launch, layer: Layer, innermost: bool) -> Step:
     if layer.release is not None and layer.release.version and layer.launcher != "python":
         package = layer.release.package
         version = layer.release.version + ("" if layer.release.certain else ", assumed")
-        name = f"{name} ({version if package.split('-')[0] in name else f'{package} {version}'})"
+        name = f"{name} ({version if package == layer.launcher else f'{package} {version}'})"
     started = "started by the line above; " if layer.implied else ""
     if _starts_ranks(layer):
         does = f"starts {_processes(launch)}" if innermost else "starts the next line once for each of its tasks"
