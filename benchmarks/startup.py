@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -34,17 +35,22 @@ def measure(rounds: int) -> dict[str, list[float]]:
     # Without byte code, as nobody runs it, the time would be the compiler's.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment["COLUMNS"] = "100"
+    with tempfile.TemporaryDirectory() as empty:
+        _take_turns(rounds, times, environment, empty)
+    return times
+
+
+def _take_turns(rounds: int, times: dict[str, list[float]], environment: dict[str, str], directory: str) -> None:
     for turn in range(rounds + 1):
         for name, command in PROGRAMS.items():
             start = time.perf_counter()
-            done = subprocess.run(command, capture_output=True, env=environment, check=False)
+            done = subprocess.run(command, capture_output=True, env=environment, cwd=directory, check=False)
             took = time.perf_counter() - start
             if done.returncode not in (0, 1):
                 raise SystemExit(f"{name} failed: {done.stderr.decode()}")
             if turn:
                 # The first turn warms the file cache and writes the byte code.
                 times[name].append(took)
-    return times
 
 
 def imports(name: str, most: int = 25) -> str:
