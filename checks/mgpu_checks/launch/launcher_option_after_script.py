@@ -39,6 +39,9 @@ RULE = Rule(
     bad=(
         Example("torchrun starts one process", "torchrun train.py --nproc-per-node 8"),
         Example("the count", "accelerate launch train.py --num_processes 4 --lr 1e-4"),
+        Example("over several lines", "torchrun \\\n    train.py \\\n    --nproc-per-node 8 \\\n    --lr 1e-4"),
+        Example("at the end of several lines", "torchrun \\\n    train.py --lr 1e-4 \\\n    --nproc-per-node 8"),
+        Example("behind a module", "torchrun -m pkg.train --nproc-per-node=8"),
         Example("several", "accelerate launch train.py --multi_gpu --num_processes=2"),
         Example("deepspeed's count", "deepspeed train.py --num_gpus 2"),
         Example("the port", "accelerate launch --num_processes 2 train.py --main_process_port 29501"),

@@ -37,6 +37,7 @@ RULE = Rule(
         Example("two counts", "torchrun --nproc_per_node 4 --nproc_per_node 8 train.py"),
         Example("two spellings", "torchrun --nproc-per-node=4 --nnodes 1 --nproc_per_node=2 train.py"),
         Example("two ports", "accelerate launch --main_process_port 29501 --main_process_port 29502 train.py"),
+        Example("on several lines", "torchrun \\\n  --nproc_per_node 4 \\\n  --nproc_per_node 8 \\\n  train.py"),
         Example("a short and a long name", "deepspeed -H hosts_a --hostfile hosts_b train.py"),
     ),
     good=(

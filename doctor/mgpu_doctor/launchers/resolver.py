@@ -177,7 +177,7 @@ def _descend(depth: _Depth, launcher: _Launcher, peeled: Peeled, context: Contex
         # `python -m torch.distributed.run`: the interpreter only names the launcher.
         name = (*layers[-1].command_words, *layers[-1].argument_words, *layer.command_words)
         layers, layer = layers[:-1], replace(layer, command_words=name)
-    started = launcher.plan(layer, depth.plan, context)
+    started = _note_copies(layer, depth.plan, launcher.plan(layer, depth.plan, context))
     ranked = any(before.launcher in RANK_LAUNCHERS for before in layers)
     reached = depth.before_ranks if ranked else depth.plan.visible
     layers = (*layers, layer)
@@ -188,6 +188,15 @@ def _descend(depth: _Depth, launcher: _Launcher, peeled: Peeled, context: Contex
         layers = (*layers, made)
         started = torchrun.plan(made, started, context)
     return _Depth(layers, started, reached, peeled.rest, peeled.form)
+
+
+def _note_copies(layer: Layer, before: Plan, started: Plan) -> Plan:
+    """Say so when a launcher that is started on several nodes makes a job of each node alone."""
+    outer, inner = before.nodes.known, started.nodes.known
+    if layer.launcher not in RANK_LAUNCHERS or outer is None or inner is None or outer <= inner:
+        return started
+    note = f"{layer.launcher} is started on {outer} nodes and makes jobs of {inner}: they know nothing of each other"
+    return replace(started, notes=(*started.notes, note))
 
 
 def _implied(launcher: _Launcher, layer: Layer, before: Plan, context: Context) -> Layer | None:
