@@ -1,0 +1,56 @@
+"""A line of options stands under a launch command that has no backslash at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mgpu_checks.shell import BASH, Break, breaks
+from mgpu_doctor.authoring import Case, Example, Finding, Fix, Reference, Rule, Severity, insert, report
+
+RULE = Rule(
+    code="MGD803",
+    slug="continuation-missing",
+    title="A backslash is missing at the end of the line",
+    severity=Severity.ERROR,
+    summary="A line of options stands under a launch command that has no backslash at its end.",
+    why=(
+        "Without the backslash the command ends at the end of its line and runs without the options below. "
+        "The shell then tries to run the first of them as a command and says `command not found`."
+    ),
+    bad=(
+        Example("one line", "torchrun --nproc_per_node 2 train.py\n  --lr 1e-4"),
+        Example(
+            "in the middle",
+            lint=("run.sh",),
+            files={"run.sh": "accelerate launch train.py \\\n    --a 1\n    --b 2 \\\n    --c 3\n    --d 4\n"},
+        ),
+        Example("dotted names", "python -m trainer.main \\\n  data.path=a\n  model.path=b"),
+    ),
+    good=(
+        Example("with backslashes", "torchrun --nproc_per_node 2 train.py \\\n  --lr 1e-4"),
+        Example("another command below", "torchrun --nproc_per_node 2 train.py\nls -l"),
+        Example("a list in prose below", lint=("a.sh",), files={"a.sh": "python train.py\n\n- one\n"}),
+        Example("not under a launch", lint=("a.sh",), files={"a.sh": "python train.py\necho x\n--lr 1\n"}),
+    ),
+    sources=(Reference(BASH, "`echo a` newline `--b`: prints a, then `--b: command not found`", ran=True),),
+    fix="end the line above with a backslash",
+    fixable=True,
+)
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Breaks at a plain newline."""
+    for one in breaks(case):
+        if one.cause == "newline":
+            yield _finding(one)
+
+
+def _finding(one: Break) -> Finding:
+    first = one.fragment.words[0]
+    source = one.script.source
+    return report(
+        RULE,
+        f"`{first.shown}` does not belong to {one.head.words[0].shown}: the line above has no backslash, so the command ends there.",
+        one.fragment.locate(one.fragment.span),
+        fix=Fix("end the line above with a backslash", (insert(source, one.before.span.end, " \\"),), safe=True),
+    )
