@@ -41,7 +41,9 @@ def scripts_with_launches(case: Case) -> Iterator[tuple[Script, tuple[Command, .
 def scripts_that_mean_to_launch(case: Case) -> Iterator[tuple[Script, tuple[Command, ...]]]:
     """Every script that holds a launch, or a command that begins like one but is not whole."""
     launching = {id(launch.command) for launch in case.launches}
-    pattern = re.compile(r"(?:\S*/)?" + _LAUNCHERS + r"(?![\w.-])|(?:\S*/)?" + _LAUNCHERS + "[-\u2010-\u2015\u00a0\u3000]")
+    pattern = re.compile(
+        r"(?:\S*/)?" + _LAUNCHERS + r"(?![\w.-])|(?:\S*/)?" + _LAUNCHERS + "[-\u2010-\u2015\u00a0\u3000]"
+    )
     for script in case.scripts:
         commands = []
         for command in script.commands:
@@ -111,10 +113,14 @@ def _cause(script: Script, before: Command, after: Command) -> str | None:
         return None
     gap = source.text[before.span.end : after.span.start]
     blanks = marks_of(script, "escaped-blank")
-    if any(before.span.start < mark.span.start < after.span.start and mark.span.end >= before.span.end for mark in blanks):
+    if any(
+        before.span.start < mark.span.start < after.span.start and mark.span.end >= before.span.end for mark in blanks
+    ):
         return "blank"
     comments = [
-        mark for mark in marks_of(script, "comment") if before.span.end <= mark.span.start and mark.span.end <= after.span.start
+        mark
+        for mark in marks_of(script, "comment")
+        if before.span.end <= mark.span.start and mark.span.end <= after.span.start
     ]
     rest = gap
     for mark in reversed(comments):

@@ -6,7 +6,20 @@ import re
 from collections.abc import Iterator
 
 from mgpu_checks.shell import BASH, Break, breaks, line_start, location_in, marks_of
-from mgpu_doctor.authoring import Case, Edit, Example, Finding, Fix, Reference, Rule, Severity, Span, insert, replace, report
+from mgpu_doctor.authoring import (
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Reference,
+    Rule,
+    Severity,
+    Span,
+    insert,
+    replace,
+    report,
+)
 
 RULE = Rule(
     code="MGD805",
@@ -19,13 +32,14 @@ RULE = Rule(
         "at the comment, runs without the options below, and the next option is run as a command."
     ),
     bad=(
-        Example("a commented option", "torchrun --nproc_per_node 2 train.py \\\n  --lr 1e-4 \\\n  # --epochs 3 \\\n  --seed 1"),
+        Example(
+            "a commented option",
+            "torchrun --nproc_per_node 2 train.py \\\n  --lr 1e-4 \\\n  # --epochs 3 \\\n  --seed 1",
+        ),
         Example(
             "two comments",
             lint=("run.sh",),
-            files={
-                "run.sh": "accelerate launch train.py \\\n  # first\n  --a 1 \\\n  # second\n  # third\n  --b 2\n"
-            },
+            files={"run.sh": "accelerate launch train.py \\\n  # first\n  --a 1 \\\n  # second\n  # third\n  --b 2\n"},
         ),
         Example("behind an option", "torchrun train.py \\\n  --lr 1e-4 # high \\\n  --seed 1"),
     ),

@@ -34,7 +34,10 @@ RULE = Rule(
     ),
     bad=(
         Example("a blank behind it", "torchrun --nproc_per_node 2 \\ \n  train.py --lr 1e-4"),
-        Example("a comment behind it", "torchrun --nproc_per_node 2 train.py \\\n  --lr 1e-4 \\ # learning rate\n  --epochs 3"),
+        Example(
+            "a comment behind it",
+            "torchrun --nproc_per_node 2 train.py \\\n  --lr 1e-4 \\ # learning rate\n  --epochs 3",
+        ),
         Example(
             "in a script",
             lint=("run.sh",),
@@ -53,7 +56,9 @@ RULE = Rule(
         Example("another command", lint=("a.sh",), files={"a.sh": "echo a \\ \necho b\npython train.py\n"}),
     ),
     sources=(
-        Reference(BASH, "`printf '<%s>' a \\ ` + newline + `b`: prints <a>< > and then looks for a command b", ran=True),
+        Reference(
+            BASH, "`printf '<%s>' a \\ ` + newline + `b`: prints <a>< > and then looks for a command b", ran=True
+        ),
         Reference(BASH, "backslash, blank, comment: the same, the comment is cut off", ran=True),
     ),
     fix="delete what stands behind the backslash",
@@ -65,7 +70,9 @@ def find(case: Case) -> Iterator[Finding]:
     """Backslashes with blanks behind them in or above a launch."""
     for script, launches in scripts_that_mean_to_launch(case):
         for mark in marks_of(script, "escaped-blank"):
-            command = next((c for c in script.commands if c.span.contains(mark.span) or c.span.overlaps(mark.span)), None)
+            command = next(
+                (c for c in script.commands if c.span.contains(mark.span) or c.span.overlaps(mark.span)), None
+            )
             if command is None or not _matters(script, command, launches, mark):
                 continue
             yield _finding(script, command, mark)
@@ -86,7 +93,9 @@ def _finding(script: Script, command: Command, mark: Mark) -> Finding:
     comment = text[mark.span.end : end].rstrip("\r") if mark.detail == "#" else ""
     below = re.match(r"[ \t>]*(\S*)", text[end + 1 :])
     following = below.group(1) if below else ""
-    behind = "a comment" if comment else "a blank" if mark.span.end - start == 2 else f"{mark.span.end - start - 1} blanks"
+    behind = (
+        "a comment" if comment else "a blank" if mark.span.end - start == 2 else f"{mark.span.end - start - 1} blanks"
+    )
     if _new_command(following) or not following:
         edits = (replace(source, Span(_trimmed(text, start), mark.span.end), " " if comment else ""),)
         title, safe = "delete the backslash", not comment
@@ -111,4 +120,18 @@ def _trimmed(text: str, at: int) -> int:
 
 def _new_command(word: str) -> bool:
     """Whether the next line surely begins a command of its own."""
-    return word in {"echo", "export", "cd", "wait", "done", "fi", "sleep", "exit", "python", "torchrun", "accelerate", "#", "```"}
+    return word in {
+        "echo",
+        "export",
+        "cd",
+        "wait",
+        "done",
+        "fi",
+        "sleep",
+        "exit",
+        "python",
+        "torchrun",
+        "accelerate",
+        "#",
+        "```",
+    }

@@ -56,7 +56,9 @@ RULE = Rule(
     fixable=True,
 )
 
-_COMMANDS = re.compile(r"(?:torchrun|accelerate|deepspeed|llamafactory-cli|python[\d.]*|echo|export|wait|done|fi|sleep|cd)")
+_COMMANDS = re.compile(
+    r"(?:torchrun|accelerate|deepspeed|llamafactory-cli|python[\d.]*|echo|export|wait|done|fi|sleep|cd)"
+)
 
 
 def find(case: Case) -> Iterator[Finding]:

@@ -18,7 +18,9 @@ RULE = Rule(
         "`--lr 1\\r` is no number, and a backslash before it no longer joins two lines."
     ),
     bad=(
-        Example("a script", lint=("run.sh",), files={"run.sh": "#!/bin/bash\r\ntorchrun --nproc_per_node 2 train.py\r\n"}),
+        Example(
+            "a script", lint=("run.sh",), files={"run.sh": "#!/bin/bash\r\ntorchrun --nproc_per_node 2 train.py\r\n"}
+        ),
         Example("a continued command", "torchrun --nproc_per_node 2 \\\r\n  train.py\r\n"),
     ),
     good=(
@@ -31,7 +33,9 @@ RULE = Rule(
         Example("no launch", lint=("a.sh",), files={"a.sh": "echo a\r\n"}),
     ),
     sources=(
-        Reference(BASH, "`printf '<%s>' a\\r`: the argument is `a\\r`; a backslash before \\r\\n joins nothing", ran=True),
+        Reference(
+            BASH, "`printf '<%s>' a\\r`: the argument is `a\\r`; a backslash before \\r\\n joins nothing", ran=True
+        ),
     ),
     fix="delete the carriage returns (dos2unix)",
     fixable=True,

@@ -43,7 +43,9 @@ RULE = Rule(
             lint=("run.sh",),
             files={"run.sh": "NCCL_DEBUG=INFO NCCL_P2P_DISABLE=1\naccelerate launch train.py\n"},
         ),
-        Example("the launcher's own variables", "NNODES=2; NODE_RANK=0; MASTER_ADDR=10.0.0.1\nllamafactory-cli train a.yaml"),
+        Example(
+            "the launcher's own variables", "NNODES=2; NODE_RANK=0; MASTER_ADDR=10.0.0.1\nllamafactory-cli train a.yaml"
+        ),
         Example("set of another shell", "set CUDA_VISIBLE_DEVICES=0,1\npython train.py"),
     ),
     good=(
@@ -51,7 +53,9 @@ RULE = Rule(
         Example("exported later", "CUDA_VISIBLE_DEVICES=4,5\nexport CUDA_VISIBLE_DEVICES\npython train.py"),
         Example("before the command", "CUDA_VISIBLE_DEVICES=4,5 python train.py"),
         Example("set -a", "set -a\nCUDA_VISIBLE_DEVICES=4,5\npython train.py"),
-        Example("used as an argument", "MASTER_PORT=29511\ntorchrun --nproc_per_node 2 --master_port $MASTER_PORT train.py"),
+        Example(
+            "used as an argument", "MASTER_PORT=29511\ntorchrun --nproc_per_node 2 --master_port $MASTER_PORT train.py"
+        ),
         Example("passed on", "CUDA_VISIBLE_DEVICES=4,5\nCUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES python train.py"),
         Example("no knob", "MODEL_DIR=/models/m\npython train.py"),
         Example("no launch", lint=("env.sh",), files={"env.sh": "CUDA_VISIBLE_DEVICES=0\necho done\n"}),
@@ -91,9 +95,15 @@ def _hidden(script: Script, launches: tuple[Command, ...]) -> Iterator[tuple[Var
             location = variable.location
             if variable.scope != "assignment" or location is None or location in seen:
                 continue
-            if not is_knob(variable.name) or launch.variable(variable.name) is not None or location.source != script.source:
+            if (
+                not is_knob(variable.name)
+                or launch.variable(variable.name) is not None
+                or location.source != script.source
+            ):
                 continue
-            if any(refers_to(command, variable.name) for command in script.commands) or _used_elsewhere(script, variable):
+            if any(refers_to(command, variable.name) for command in script.commands) or _used_elsewhere(
+                script, variable
+            ):
                 continue
             seen.add(location)
             yield variable, launch
@@ -111,7 +121,8 @@ def _statement(script: Script, span: Span) -> int:
     text = script.source.text
     start = span.start
     others = sorted(
-        (v.location.span for v in script.assignments if v.location is not None and v.scope == "assignment"), reverse=True
+        (v.location.span for v in script.assignments if v.location is not None and v.scope == "assignment"),
+        reverse=True,
     )
     for other in others:
         if other.end < start and not text[other.end : start].strip(" \t"):
@@ -129,7 +140,13 @@ def _finding(script: Script, start: int, group: list[tuple[Variable, Command]]) 
     return report(
         RULE,
         f"{names} {'are' if plural else 'is'} set in this shell only: {program} starts without {'them' if plural else 'it'}.",
-        Location(source, Span(variable.location.span.start, group[-1][0].location.span.end if plural and group[-1][0].location else variable.location.span.end)),
+        Location(
+            source,
+            Span(
+                variable.location.span.start,
+                group[-1][0].location.span.end if plural and group[-1][0].location else variable.location.span.end,
+            ),
+        ),
         evidence=(f"no export of {names} above the launch",),
         fix=Fix(f"export {names}", (insert(source, start, "export "),), safe=True),
     )

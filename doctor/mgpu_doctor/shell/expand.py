@@ -145,7 +145,11 @@ class Expander:
 
     def many_unknown(self, part: Parameter, groups: list[Bits]) -> bool:
         """Whether an array expansion's number of words is unknown."""
-        several = part.name == "@" or part.subscript == "@" or (not part.quoted and (part.name == "*" or part.subscript == "*"))
+        several = (
+            part.name == "@"
+            or part.subscript == "@"
+            or (not part.quoted and (part.name == "*" or part.subscript == "*"))
+        )
         return (
             several and len(groups) == 1 and any(bit.text is None and bit.written.startswith("$") for bit in groups[0])
         )
@@ -597,9 +601,7 @@ def _pattern_elements(text: str) -> list[str] | None:
             out.append("(?s:.*)")
         elif char == "?":
             out.append("(?s:.)")
-        elif char == "[":
-            return None
-        elif char in "+@!" and text[at + 1 : at + 2] == "(":
+        elif char == "[" or (char in "+@!" and text[at + 1 : at + 2] == "("):
             return None
         else:
             out.append(re.escape(char))

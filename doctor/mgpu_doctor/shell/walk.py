@@ -824,7 +824,10 @@ class Walker:
             return
         for assignment in declared:
             self.shell_assignment(assignment, exported=True)
+        own = {assignment.start for assignment in declared}
         for word in words[1:]:
+            if word.start in own and word.excerpt is self.excerpt:
+                continue
             value = word.value
             if value is None or value.startswith("-"):
                 self.export_computed(word)

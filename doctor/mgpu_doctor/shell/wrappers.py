@@ -419,9 +419,7 @@ def _env(words: Sequence[FieldWord]) -> Peeled | None:
             at += 1
         elif shown in ("-S", "--split-string", "-vS") and at + 1 < len(words):
             return Peeled("env -S", at + 1, tuple(effects), text=at + 1, arguments=at + 2)
-        elif shown == "--":
-            at += 1
-        elif shown.startswith("-") and len(shown) > 1:
+        elif shown == "--" or (shown.startswith("-") and len(shown) > 1):
             at += 1
         elif _ASSIGNED.match(shown):
             effects.append(Effect("set", shown.split("=", 1)[0], word, shown.index("=") + 1))

@@ -1,0 +1,93 @@
+"""sudo, su or ssh start the launch without the variables that were set for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mgpu_checks.shell import is_knob
+from mgpu_doctor.authoring import (
+    Case,
+    Command,
+    Evidence,
+    Example,
+    Finding,
+    Fix,
+    Reference,
+    Rule,
+    Severity,
+    Variable,
+    Wrapper,
+    insert,
+    report,
+)
+
+RULE = Rule(
+    code="MGD814",
+    slug="sudo-resets-environment",
+    title="sudo or ssh drops the variables",
+    severity=Severity.WARNING,
+    summary="sudo, su or ssh start the launch without the variables that were set for it.",
+    why=(
+        "sudo starts its command in a fresh environment (env_reset) with a PATH of its own, `su -` and ssh start a new login: "
+        "what was exported, or written in front of sudo, does not reach the launch, and python may be another one."
+    ),
+    bad=(
+        Example("in front of sudo", "CUDA_VISIBLE_DEVICES=0,1 sudo torchrun --nproc_per_node 2 train.py"),
+        Example("exported", "export NCCL_SOCKET_IFNAME=eth0 HF_HUB_OFFLINE=1\nsudo python train.py"),
+        Example("ssh", "export CUDA_VISIBLE_DEVICES=0,1\nssh node1 'cd /work && torchrun --nproc_per_node 2 train.py'"),
+    ),
+    good=(
+        Example("behind sudo", "sudo CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node 2 train.py"),
+        Example("preserved", "export CUDA_VISIBLE_DEVICES=0,1\nsudo -E python train.py"),
+        Example(
+            "preserved by name", "CUDA_VISIBLE_DEVICES=0,1 sudo --preserve-env=CUDA_VISIBLE_DEVICES python train.py"
+        ),
+        Example(
+            "set on the other host",
+            "export CUDA_VISIBLE_DEVICES=0,1\nssh node1 'CUDA_VISIBLE_DEVICES=0,1 python train.py'",
+        ),
+        Example("nothing to lose", "sudo torchrun train.py"),
+    ),
+    sources=(
+        Reference("sudo 1.9.13, sudoers(5) env_reset", "on by default: the command runs in a new, minimal environment"),
+        Reference("sudo 1.9.13, sudo(8) --preserve-env=list", "keeps the named variables"),
+        Reference("OpenSSH 9.2, ssh_config(5) SendEnv", "nothing but TERM is sent unless it is configured"),
+    ),
+    fix="sudo --preserve-env=NAME,…, or set the variables behind sudo or ssh",
+)
+
+_RESETTING = frozenset({"sudo", "doas", "su -c", "ssh"})
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Launches behind a wrapper that drops variables."""
+    for launch in case.launches:
+        command = launch.command
+        wrapper = next((w for w in command.wrappers if w.name in _RESETTING), None)
+        if wrapper is None:
+            continue
+        lost = [v for v in command.shell_only if v.scope in {"export", "prefix", "env"} and _matters(command, v)]
+        if lost:
+            yield _finding(command, wrapper, lost)
+
+
+def _matters(command: Command, variable: Variable) -> bool:
+    return is_knob(variable.name) and command.variable(variable.name) is None and variable.value is not None
+
+
+def _finding(command: Command, wrapper: Wrapper, lost: list[Variable]) -> Finding:
+    names = list(dict.fromkeys(variable.name for variable in lost))
+    shown = ", ".join(names)
+    program = wrapper.words[0].shown
+    values = " ".join(f"{v.name}={v.value.shown}" for v in lost if v.value is not None)
+    fix = Fix(f"set them behind {program}: {values}")
+    if wrapper.name == "sudo" and wrapper.words[0].origin is None:
+        edit = insert(command.source, wrapper.words[0].span.end, f" --preserve-env={','.join(names)}")
+        fix = Fix(f"sudo --preserve-env={','.join(names)}", (edit,))
+    return report(
+        RULE,
+        f"{program} drops {shown}: {command.words[0].shown} runs without {'it' if len(names) == 1 else 'them'}.",
+        command.locate(wrapper.words[0].span),
+        related=[Evidence(f"{v.name} is set here", v.location) for v in lost if v.location is not None],
+        fix=fix,
+    )
