@@ -129,7 +129,9 @@ def read_environment(executable: str, variables: Mapping[str, str]) -> Environme
     if not os.path.exists(executable):
         return _no_environment(f"{executable} does not exist")
     if _shebang(executable) is not None:
-        # pyenv and other shims: a shell script that picks the interpreter when it runs.
+        chosen = _behind_pyenv(executable, variables)
+        if chosen is not None and _shebang(chosen) is None:
+            return read_environment(chosen, variables)
         return _no_environment(f"{executable} is a script that chooses the interpreter when it runs")
     configuration = _venv(executable)
     if configuration is not None:
@@ -143,6 +145,38 @@ def read_environment(executable: str, variables: Mapping[str, str]) -> Environme
     packages = _packages(sites) if sites else Unknown(f"no site-packages directory was found below {prefix}")
     info = PythonInfo(executable, prefix, full)
     return Environment(info, sites, packages, _conda(prefix))
+
+
+def _behind_pyenv(shim: str, variables: Mapping[str, str]) -> str | None:
+    """The interpreter that a shim of pyenv would run; None for other scripts.
+
+    pyenv 2.4: PYENV_VERSION, else the nearest ``.python-version`` above the working directory, else ``version`` in
+    pyenv's own directory; the first name in it counts.
+    """
+    root = os.path.dirname(os.path.dirname(shim))
+    if os.path.basename(os.path.dirname(shim)) != "shims" or not os.path.isdir(os.path.join(root, "versions")):
+        return None
+    named = variables.get("PYENV_VERSION", "").replace(":", " ").split()
+    place = os.getcwd()
+    while not named:
+        named = _first_words(os.path.join(place, ".python-version"))
+        above = os.path.dirname(place)
+        if above == place:
+            break
+        place = above
+    named = named or _first_words(os.path.join(root, "version"))
+    if not named or os.sep in named[0]:
+        return None
+    found = os.path.join(root, "versions", named[0], "bin", os.path.basename(shim))
+    return found if os.path.exists(found) else None
+
+
+def _first_words(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(4096).split()
+    except (OSError, UnicodeDecodeError):
+        return []
 
 
 def _venv(executable: str) -> tuple[str, dict[str, str]] | None:

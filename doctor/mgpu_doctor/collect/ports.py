@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
 from mgpu_doctor.model.facts import Facts, PortHolder
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.launch import Launch
 
 FREE_WANTED = 4
 """How many free ports are looked for, so that several launches can each be given one."""
@@ -23,6 +25,13 @@ FREE_WANTED = 4
 FIRST_TRIED = 29501
 LAST_TRIED = 29999
 """Where free ports are looked for first: near torch's default of 29500, below the ephemeral range."""
+
+# linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h
+_SOCK_DIAG = 4
+_BY_FAMILY = 20
+_REQUEST_DUMP = 0x301
+_DONE = 3
+_LISTEN = 10
 
 
 def port_state(port: int, address: str | None = None) -> Literal["free"] | PortHolder | Unknown:
@@ -120,9 +129,46 @@ def port_state_is_free(port: int) -> bool:
 
 
 def listening_ports() -> dict[int, PortHolder] | Unknown:
-    """Every TCP port of this machine that is listened on, holders not looked up, from /proc/net."""
+    """Every TCP port of this machine that is listened on, holders not looked up."""
+    found = _asked_of_kernel()
+    if found is None:
+        found = _read_from_proc()
+    if found is None:
+        return Unknown("the listening ports of this machine cannot be read")
     unasked = Unknown("the process was not looked up")
-    found: dict[int, PortHolder] = {}
+    return {port: PortHolder(port, unasked, unasked) for port in sorted(found)}
+
+
+def _asked_of_kernel() -> set[int] | None:
+    """The listening ports as sock_diag(7) tells them: it walks listeners alone, /proc/net/tcp every connection."""
+    try:
+        return {port for family in (socket.AF_INET, socket.AF_INET6) for port in _dump_listeners(family)}
+    except (OSError, AttributeError, struct.error, ValueError):
+        return None
+
+
+def _dump_listeners(family: int) -> list[int]:
+    request = struct.pack("=BBBBI48x", family, socket.IPPROTO_TCP, 0, 0, 1 << _LISTEN)
+    header = struct.pack("=IHHII", 16 + len(request), _BY_FAMILY, _REQUEST_DUMP, 1, 0)
+    found: list[int] = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
+        kernel.settimeout(1.0)
+        kernel.sendto(header + request, (0, 0))
+        while True:
+            answer = kernel.recv(65536)
+            at = 0
+            while at + 16 <= len(answer):
+                length, kind = struct.unpack_from("=IH", answer, at)
+                if kind == _DONE:
+                    return found
+                if kind != _BY_FAMILY or length < 24:
+                    raise ValueError(f"sock_diag answered with a message of kind {kind}")
+                found.append(struct.unpack_from("!H", answer, at + 20)[0])
+                at += (length + 3) & ~3
+
+
+def _read_from_proc() -> set[int] | None:
+    found: set[int] = set()
     read = False
     for name in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -135,9 +181,20 @@ def listening_ports() -> dict[int, PortHolder] | Unknown:
             # sl local_address rem_address st …: the state 0A is LISTEN, the port is hexadecimal.
             parts = line.split(None, 4)
             if len(parts) > 3 and parts[3] == "0A":
-                port = int(parts[1].rpartition(":")[2], 16)
-                found[port] = PortHolder(port, unasked, unasked)
-    return found if read else Unknown("the listening ports of this machine cannot be read")
+                found.add(int(parts[1].rpartition(":")[2], 16))
+    return found if read else None
+
+
+def ports_named(launches: Iterable[Launch]) -> tuple[int, ...]:
+    """The ports that launches would listen on: their rendezvous, and those written in their programs."""
+    found: set[int] = set()
+    for launch in launches:
+        if launch.rendezvous is not None and launch.rendezvous.port is not None:
+            found.add(launch.rendezvous.port.known or 0)
+        if not isinstance(launch.target.program, Unknown):
+            texts = (seen.detail for seen in launch.target.program.all("literal-port"))
+            found.update(int(text) for text in texts if text.isascii() and text.isdigit())
+    return tuple(sorted(port for port in found if 0 < port < 65536))
 
 
 def with_ports(facts: Facts, ports: Iterable[int]) -> Facts:

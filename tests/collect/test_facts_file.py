@@ -1,0 +1,197 @@
+"""Facts from files: both forms, their round trip, and what is said about bad ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mgpu_doctor.collect import facts_file
+from mgpu_doctor.collect.facts_file import SILENT, dump_facts, load_facts
+from mgpu_doctor.errors import InputError
+from mgpu_doctor.model.facts import Facts, PortHolder
+from mgpu_doctor.model.known import Unknown
+
+PLAIN = {
+    "gpus": [
+        {"index": 1, "name": "NVIDIA L4", "memory_gib": 24, "uuid": "GPU-b", "compute_capability": "8.9"},
+        {"index": 0, "name": "NVIDIA L4", "memory_gib": 23.5, "compute_capability": [8, 9], "mig": ["MIG-a"]},
+    ],
+    "gpu_processes": [{"gpu": 0, "pid": 7, "command": "python x.py", "memory_gib": 3}],
+    "driver": "550.54.15",
+    "platform": "Linux-6.1",
+    "python": {"executable": "/opt/e/bin/python", "prefix": "/opt/e", "version": "3.11.4"},
+    "container": {"runtime": "docker"},
+    "packages": {"Torch": "2.4.1+cu121", "huggingface_hub": "0.30.2", "absent": None},
+    "wheels": {"flash_attn": "flash_attn-2.6.3+cu123torch2.4-cp310-cp310-linux_x86_64.whl"},
+    "requirements": {"llamafactory": ["transformers<=4.52.4", "numpy<2"]},
+    "conda": {"pytorch": "1.9.0=py3.8_cpu_0"},
+    "torch_cuda": None,
+    "torch_cxx11abi": False,
+    "nvcc": "12.1",
+    "cuda_home": None,
+    "env": {"CUDA_VISIBLE_DEVICES": "0,1", "WORLD_SIZE": 4, "GONE": None},
+    "which": {"torchrun": "/usr/bin/torchrun"},
+    "shebangs": {"/usr/bin/torchrun": "#!/usr/bin/python3"},
+    "paths": {"/data": {"mode": "drwxr-xr-x", "free_gib": 10}},
+    "ports_in_use": {"29500": {"pid": 4127, "command": "python gui.py"}, "8000": None},
+    "interfaces": {"lo": "127.0.0.1", "ib0": None},
+    "network": {"huggingface.co": False},
+    "accelerate_default_config": "distributed_type: 'NO'\n",
+    "models": {"acme/base": {"parameters": 7.0e9, "dtype": "bfloat16"}},
+    "hub_cache": ["acme/base"],
+    "host_memory_gib": 512,
+    "shm_gib": 0.0625,
+    "limits": {"memlock_kib": 64},
+    "nvswitch": True,
+    "topology": "SYS",
+    "iommu": "enabled",
+    "pci_acs": {"0000:00:01.1": "enabled"},
+    "infiniband": {"mlx5_0": "active"},
+    "services": {"nvidia-fabricmanager": "failed"},
+    "fabric_manager_version": "570.124.06",
+    "rack": {"row": 3},
+}
+
+
+def write(path: Path, data: object) -> str:
+    file = path / "facts.json"
+    file.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8")
+    return str(file)
+
+
+def test_plain_form(tmp_path: Path) -> None:
+    facts = load_facts(write(tmp_path, PLAIN))
+    assert not isinstance(facts.gpus, Unknown)
+    assert [gpu.index for gpu in facts.gpus] == [0, 1]
+    assert facts.gpus[0].compute_capability == facts.gpus[1].compute_capability == (8, 9)
+    assert facts.gpus[0].uuid == SILENT
+    assert facts.packages == {"torch": "2.4.1+cu121", "huggingface-hub": "0.30.2"}
+    assert facts.package_version("huggingface_hub") == "0.30.2"
+    assert facts.torch_cuda is None
+    assert facts.cuda_home is None
+    assert facts.container == "docker"
+    assert facts.environment == {"CUDA_VISIBLE_DEVICES": "0,1", "WORLD_SIZE": "4"}
+    assert facts.ports_in_use == {
+        29500: PortHolder(29500, 4127, "python gui.py"),
+        8000: PortHolder(8000, SILENT, SILENT),
+    }
+    assert facts.interfaces == {"lo": "127.0.0.1", "ib0": ""}
+    assert facts.reachable == {"huggingface.co": False}
+    assert facts.other == {"rack": {"row": 3}}
+
+
+def test_what_is_absent_is_unknown(tmp_path: Path) -> None:
+    facts = load_facts(write(tmp_path, {}))
+    assert facts.gpus == facts.packages == facts.torch_cuda == facts.python.version == SILENT
+    assert facts.other is None
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = write(tmp_path, PLAIN)
+    facts = load_facts(path)
+    document = dump_facts(facts)
+    assert document["schema"] == 1
+    write(tmp_path, document)
+    assert load_facts(path) == facts
+
+
+def test_reasons_survive(tmp_path: Path) -> None:
+    path = write(tmp_path, dump_facts(Facts(gpus=Unknown("no driver"))))
+    facts = load_facts(path)
+    assert facts.gpus == Unknown("no driver")
+
+
+def test_secrets_are_masked_when_read_and_when_written(tmp_path: Path) -> None:
+    secret = "hf_abcdefghijklmnopqrst"
+    env = {"HF_TOKEN": secret, "HTTPS_PROXY": "http://me:pw@proxy:3128", "NOTE": f"x {secret}"}
+    facts = load_facts(write(tmp_path, {"env": env}))
+    shown = json.dumps(dump_facts(facts)) + repr(facts)
+    assert secret not in shown
+    assert "me:pw" not in shown
+    assert "proxy:3128" in shown
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ('{"gpus": [\n  {"index": 0,}\n]}', ":2:15: not JSON"),
+        ("[1, 2]", "JSON object, not a list"),
+        ('{"shm_gib": NaN}', "NaN"),
+        ({"schema": 2}, "schema 2"),
+        ({"gpus": {}}, "gpus must be a list, not an object"),
+        ({"gpus": [{"index": "0"}]}, "gpus[0].index must be a whole number, not text"),
+        ({"gpus": [{"index": 0, "memory_gib": "80 GiB"}]}, "gpus[0].memory_gib must be a number"),
+        ({"gpus": [{"index": 0}, {"index": 0}]}, "same index"),
+        ({"gpus": [{"index": 0, "compute_capability": "8"}]}, 'like "8.0"'),
+        ({"driver": 550.54}, "driver must be text, not a number"),
+        ({"packages": {"torch": 2}}, "packages.torch must be text"),
+        ({"env": {"A": ["x"]}}, "env.A must be text, not a list"),
+        ({"ports_in_use": {"http": {}}}, "ports_in_use.http: a port is a number"),
+        ({"ports_in_use": {"²": {}}}, "a port is a number"),
+        ({"ports_in_use": [70000]}, "a port is a number"),
+        ({"network": {"hf.co": "no"}}, "network.hf.co must be true or false"),
+        ({"shm_gib": True}, "shm_gib must be a number, not true or false"),
+        ({"host_memory_gib": 10**400}, "too large a number"),
+    ],
+)
+def test_bad_content_is_named(tmp_path: Path, data: object, said: str) -> None:
+    path = write(tmp_path, data)
+    with pytest.raises(InputError) as raised:
+        load_facts(path)
+    assert said in raised.value.message
+    assert path in raised.value.message
+
+
+def test_place_of_bad_json(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        load_facts(write(tmp_path, '{\n  "gpus": oops\n}'))
+    location = raised.value.location
+    assert location is not None
+    assert location.source.position(location.span.start) == (2, 11)
+
+
+def test_unusable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = tmp_path / "b.json"
+    binary.write_bytes(b"\xff\xfe\x00")
+    deep = tmp_path / "d.json"
+    deep.write_text("[" * 100_000)
+    for path, said in (
+        (str(tmp_path / "none.json"), "no such file"),
+        (str(tmp_path), "directory"),
+        (str(binary), "not UTF-8"),
+        (str(deep), "nested too deeply"),
+        ("a\0b", "no path"),
+    ):
+        with pytest.raises(InputError) as raised:
+            load_facts(path)
+        assert said in raised.value.message
+    monkeypatch.setattr(facts_file, "LARGEST", 10)
+    with pytest.raises(InputError) as raised:
+        load_facts(write(tmp_path, {"driver": "550.54.15"}))
+    assert "larger" in raised.value.message
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(PLAIN)),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+            max_leaves=6,
+        ),
+        max_size=4,
+    )
+)
+def test_any_document_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: dict[str, object]) -> None:
+    path = write(tmp_path_factory.mktemp("facts"), data)
+    try:
+        facts = load_facts(path)
+    except InputError:
+        return
+    Path(path).write_text(json.dumps(dump_facts(facts)), encoding="utf-8")
+    assert load_facts(path) == facts

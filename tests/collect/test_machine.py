@@ -1,0 +1,209 @@
+"""This machine: only what is asked for, nothing secret, nothing loaded without need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgpu_doctor.collect import gpus, host
+from mgpu_doctor.collect.environment import MASK, masked, relevant
+from mgpu_doctor.collect.machine import ALL, ORIGIN, UNASKED, accelerate_default_config, this_machine
+from mgpu_doctor.model.known import Unknown
+
+
+def test_only_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISABLE_DEVICES", "0")
+    monkeypatch.setenv("MASTER_PORT", "29511")
+    monkeypatch.setenv("SOMETHING_PRIVATE", "x")
+    facts = this_machine(frozenset({"environment"}))
+    assert facts.origin == ORIGIN
+    assert facts.gpus == facts.packages == facts.ports_in_use == UNASKED
+    assert not isinstance(facts.environment, Unknown)
+    assert facts.environment["MASTER_PORT"] == "29511"
+    assert facts.environment["CUDA_VISABLE_DEVICES"] == "0"
+    assert "SOMETHING_PRIVATE" not in facts.environment
+    assert not isinstance(facts.environment_names, Unknown)
+    assert "SOMETHING_PRIVATE" in facts.environment_names
+
+
+def test_everything_is_a_value_or_a_reason() -> None:
+    facts = this_machine(ALL)
+    assert facts.platform == host.platform()
+    for value in (facts.gpus, facts.packages, facts.interfaces, facts.ports_in_use, facts.limits, facts.shm_gib):
+        assert value != UNASKED
+
+
+def test_the_environment_alone_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from mgpu_doctor.collect.machine import this_machine; "
+        "this_machine(frozenset({'environment'})); "
+        "print([m for m in ('psutil', 'pynvml', 'socket', 'subprocess', 'importlib.metadata') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "hf_secret", "SLURM_JWT_TOKEN", "DB_PASSWORD"]
+)
+def test_secrets_are_masked_by_name(name: str) -> None:
+    assert masked(name, "abc") == MASK
+
+
+@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "KEYBOARD"])
+def test_other_names_are_not(name: str) -> None:
+    assert masked(name, "0,1") == "0,1"
+
+
+def test_secrets_are_masked_by_form() -> None:
+    assert masked("NCCL_NOTE", "http://user:pw@host/x") == f"http://{MASK}@host/x"
+    assert "abcdefgh" not in masked("HF_NOTE", "hf_abcdefghijkl")
+    assert relevant({"HF_TOKEN": "hf_abcdefghijkl", "X": "1"}) == {"HF_TOKEN": MASK}
+
+
+def test_default_configuration_of_accelerate(tmp_path: Path) -> None:
+    file = tmp_path / "hf" / "accelerate" / "default_config.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("num_processes: 1\n")
+    assert (
+        accelerate_default_config({"HF_HOME": str(tmp_path / "hf"), "XDG_CACHE_HOME": "/nowhere"})
+        == "num_processes: 1\n"
+    )
+    other = tmp_path / "xdg" / "huggingface" / "accelerate" / "default_config.yaml"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"\xff")
+    assert isinstance(accelerate_default_config({"XDG_CACHE_HOME": str(tmp_path / "xdg")}), Unknown)
+    assert accelerate_default_config({"HF_HOME": str(tmp_path)}) is None
+
+
+class FakeNvml(types.ModuleType):
+    """As much of pynvml as is asked; two GPUs, the second without a name."""
+
+    class NVMLError(Exception):
+        pass
+
+    class NVMLError_NotSupported(NVMLError):  # noqa: N801, N818 - pynvml's own name
+        pass
+
+    NVML_DEVICE_MIG_ENABLE = 1
+
+    def __init__(self) -> None:
+        super().__init__("pynvml")
+        self.closed = False
+
+    def nvmlInit(self) -> None: ...  # noqa: N802
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.closed = True
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlSystemGetDriverVersion(self) -> bytes:  # noqa: N802
+        return b"550.54.15"
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        if handle == 1:
+            raise self.NVMLError("Unknown Error")
+        return "NVIDIA L4"
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
+        return f"MIG-{handle}" if handle > 9 else f"GPU-{handle}"
+
+    def nvmlDeviceGetMemoryInfo(self, _handle: int) -> Any:  # noqa: N802
+        return types.SimpleNamespace(total=24 * 2**30)
+
+    def nvmlDeviceGetCudaComputeCapability(self, _handle: int) -> tuple[int, int]:  # noqa: N802
+        return (8, 9)
+
+    def nvmlDeviceGetPciInfo(self, handle: int) -> Any:  # noqa: N802
+        return types.SimpleNamespace(busId=f"00000000:0{handle}:00.0".encode())
+
+    def nvmlDeviceGetMigMode(self, handle: int) -> tuple[int, int]:  # noqa: N802
+        if handle == 0:
+            raise self.NVMLError_NotSupported
+        return (1, 1)
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, _handle: int) -> int:  # noqa: N802
+        return 2
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, _handle: int, index: int) -> int:  # noqa: N802
+        if index == 1:
+            raise self.NVMLError("Not Found")
+        return 10
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
+        return [types.SimpleNamespace(pid=2**22 + 7, usedGpuMemory=None)] if handle == 0 else []
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    fake = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(gpus, "_SIGNS", ("/",))
+    return fake
+
+
+def test_inventory(nvml: FakeNvml) -> None:
+    found = gpus.inventory()
+    assert not isinstance(found.gpus, Unknown)
+    first, second = found.gpus
+    assert (first.name, first.uuid, first.memory_gib, first.compute_capability) == ("NVIDIA L4", "GPU-0", 24.0, (8, 9))
+    assert first.pci_bus_id == "00000000:00:00.0"
+    assert first.mig == ()
+    assert isinstance(second.name, Unknown)
+    assert second.mig == ("MIG-10",)
+    assert found.driver == "550.54.15"
+    assert not isinstance(found.processes, Unknown)
+    assert [process.gpu for process in found.processes] == [0]
+    assert isinstance(found.processes[0].command, Unknown)
+    assert nvml.closed
+
+
+def test_nvml_that_does_not_answer(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+    monkeypatch.setattr(nvml, "nvmlInit", never.wait)
+    found = gpus.inventory(deadline_s=0.05)
+    never.set()
+    assert found.gpus == Unknown("NVML did not answer within 0.05 s")
+
+
+def test_nvml_that_cannot_start(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise nvml.NVMLError("Driver/library version mismatch")
+
+    monkeypatch.setattr(nvml, "nvmlInit", fail)
+    assert gpus.inventory().gpus == Unknown("NVML cannot start: Driver/library version mismatch")
+
+
+def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "_SIGNS", ())
+    found = gpus.inventory()
+    assert found.gpus == found.driver == found.processes == Unknown("no NVIDIA driver is loaded on this machine")
+
+
+def test_host() -> None:
+    interfaces = host.interfaces()
+    assert not isinstance(interfaces, Unknown)
+    assert interfaces["lo"] == "127.0.0.1"
+    memory = host.host_memory_gib()
+    assert isinstance(memory, float)
+    assert memory > 0
+    limits = host.limits()
+    assert not isinstance(limits, Unknown)
+    assert set(limits) == {"memlock_kib", "nofile", "nproc"}
+    assert host.container({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is not None
