@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 
-from mgpu_doctor.authoring import Case, ConfigFile, Launch, Layer, Location, Program, Release, Span, Unknown
+from mgpu_doctor.authoring import Argument, Case, ConfigFile, Launch, Layer, Location, Program, Release, Span, Unknown
 
 CONFIG_ENDINGS = (".yaml", ".yml", ".json")
 _TRUE = frozenset({"true", "1", "yes", "t", "y", "on"})
@@ -107,15 +108,24 @@ def training_arguments(launch: Launch) -> TrainingArguments:
     elif _config_word(launch):
         complete = False
     source = launch.command.source
-    for argument in launch.target.arguments:
+    arguments = launch.target.arguments
+    for argument, behind in zip_longest(arguments, arguments[1:]):
         if argument.name is None:
             continue
-        name, value = argument.name, argument.value if argument.values else True
-        if name.startswith("no_") and not argument.values:
-            name, value = name[3:], False
+        name: str = argument.name
+        value: object = argument.value
+        if not argument.values and not _may_be_value(behind):
+            value = True
+            if name.startswith("no_"):
+                name, value = name[3:], False
         shown = source.slice(argument.span) if len(argument.values) < 2 else str(argument.flag)
         found[name] = Given(name, value, shown, launch.command.locate(argument.span))
     return TrainingArguments(found, complete)
+
+
+def _may_be_value(behind: Argument | None) -> bool:
+    """Whether what follows a bare option is an expansion that may turn into its value."""
+    return behind is not None and behind.name is None and any(word.splits for word in behind.values)
 
 
 def own_config(launch: Launch) -> ConfigFile | None:

@@ -134,11 +134,15 @@ def _takes(program: Program, flag: str) -> bool:
         return True
     # A parser that DeepSpeed or another library fills has options that cannot be seen here.
     filled = next(source_matches(program, r"add_config_arguments|add_[a-z_]*args\(|parents\s*="), None)
-    return filled is not None and not any(name.replace("-", "_") == "--local_rank" for name in flags)
+    return filled is not None and not any(map(_is_local_rank, flags))
+
+
+def _is_local_rank(flag: str) -> bool:
+    return flag.lstrip("-").replace("-", "_") == "local_rank"
 
 
 def _report(case: Case, launch: Launch, layer: Layer, program: Program, flag: str) -> Finding:
-    declared = next((o for o in program.options if "--local_rank" in [f.replace("-", "_") for f in o.flags]), None)
+    declared = next((option for option in program.options if any(map(_is_local_rank, option.flags))), None)
     reads = f"declares {declared.flags[0]}" if declared is not None else "declares no such option"
     option = "--no_local_rank" if layer.launcher == "deepspeed" else "--use_env"
     end = layer.command_words[-1].span.end

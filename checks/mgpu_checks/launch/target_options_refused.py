@@ -338,7 +338,9 @@ def _model(question: _Question) -> Iterator[_Refusal]:
                 "Adapter is only valid for the LoRA method.", (adapter, *chosen), "Use --finetuning_type lora"
             )
         if bits is not None:
-            said = "Quantization is only compatible with the LoRA method."
+            said = "Quantization is only compatible with the LoRA or OFT method."
+            if question.release.certain and may_be_before(question.release, 0, 9, 4):
+                said = "Quantization is only compatible with the LoRA method."
             yield _Refusal(said, (bits, *chosen), "Use --finetuning_type lora")
     if bits is not None and question.on("resize_vocab"):
         said = "Cannot resize embedding layers of a quantized model."
