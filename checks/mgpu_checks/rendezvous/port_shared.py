@@ -113,7 +113,12 @@ def _is_candidate(launch: Launch) -> bool:
     rendezvous = launch.rendezvous
     if rendezvous is None or rendezvous.port is None or not rendezvous.port.known:
         return False
-    return launch.nodes.known == 1 and not runs_elsewhere(launch) and launch.layer("srun", "mpirun") is None
+    if runs_elsewhere(launch) or launch.layer("srun", "mpirun") is not None:
+        return False
+    layer = launch.layer("deepspeed")
+    # A filter such as localhost:$GPU hides which GPUs are meant, but not that they are this machine's.
+    here = layer is not None and layer.option("hostfile") is None and layer.option("num_nodes") is None
+    return launch.nodes.known == 1 or here
 
 
 def _collide(one: Launch, other: Launch, scripts: dict[int, Script]) -> bool:
