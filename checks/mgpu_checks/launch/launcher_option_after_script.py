@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from mgpu_checks.launch import command_name, is_switch, option_specs, stands_at, typed_layers
@@ -44,6 +45,7 @@ RULE = Rule(
         Example("behind a module", "torchrun -m pkg.train --nproc-per-node=8"),
         Example("several", "accelerate launch train.py --multi_gpu --num_processes=2"),
         Example("deepspeed's count", "deepspeed train.py --num_gpus 2"),
+        Example("deepspeed's GPUs", "deepspeed train.py --include localhost:2,3 --lr 1e-4"),
         Example("the port", "accelerate launch --num_processes 2 train.py --main_process_port 29501"),
         Example(
             "the configuration file",
@@ -71,6 +73,7 @@ RULE = Rule(
             files={"train.py": "import argparse\np = argparse.ArgumentParser()\np.add_argument('--num_processes')\n"},
         ),
         Example("the script's own file", "accelerate launch train.py --config_file configs/model.yaml"),
+        Example("a pattern of the script's", "deepspeed train.py --include '*.txt'"),
         Example("given to both", "accelerate launch --num_processes 2 train.py --num_processes 8"),
         Example("a value of another option", "torchrun --nproc_per_node 2 train.py --note '--nnodes is 1'"),
     ),
@@ -112,6 +115,9 @@ _LIKELY = {
     "torch": frozenset({"node_rank", "master_addr", "master_port", "max_restarts", "rdzv_conf"}),
 }
 """Programs have options of these names too: only reported when the program is seen not to take them."""
+
+_HOST_FILTER = re.compile(r"(^|=)[\w.-]+:\d+(,\d+)*(@|$)")
+"""deepspeed's own way to name GPUs: ``localhost:0,1``."""
 
 _OTHER_PARSERS = (
     "fire",
@@ -164,6 +170,8 @@ def _is_misplaced(case: Case, launch: Launch, layer: Layer, spec: OptionSpec, fl
     if taken is True:
         return False
     if spec.dest in _SURE[family]:
+        return True
+    if spec.dest in ("include", "exclude") and _HOST_FILTER.search(value.value or ""):
         return True
     if layer.launcher == "accelerate" and spec.dest == "config_file":
         return taken is False or _is_accelerate_config(case, launch, value)

@@ -47,6 +47,8 @@ RULE = Rule(
         Example("no whole number", "accelerate launch --num_processes 2.5 train.py"),
         Example("no such choice", "accelerate launch --mixed_precision bf61 train.py"),
         Example("no value", "accelerate launch --num_processes --multi_gpu train.py"),
+        Example("the script taken for a value", "accelerate launch --num_processes 2 --config_file train.py"),
+        Example("nothing to run", "torchrun --nproc_per_node 4"),
         Example("a value for a switch", "accelerate launch --multi_gpu=true --num_processes 2 train.py"),
         Example("a switch with a word behind it", "accelerate launch --multi_gpu True train.py"),
         Example("nodes that are no range", "torchrun --nnodes 1-2 --nproc_per_node 8 train.py"),
@@ -57,6 +59,10 @@ RULE = Rule(
         Example("words that torchrun takes", "torchrun --nproc-per-node gpu --nnodes 1:2 --rdzv-backend c10d train.py"),
         Example("a value that is not known", "torchrun --nproc-per-node $NPROC train.py"),
         Example("the script's own option", "torchrun --nproc-per-node 2 train.py --mixed_precision nonsense"),
+        Example("asked for help", "torchrun --help"),
+        Example(
+            "a launcher in a document", lint=("a.md",), files={"a.md": "```bash\ntorchrun --nproc_per_node 4\n```\n"}
+        ),
         Example("a stand-in for a number", "torchrun --nproc-per-node NUM_GPUS --nnodes <N> train.py", facts=None),
         Example("a script named like a value", "accelerate launch --multi_gpu true.py"),
     ),
@@ -93,8 +99,30 @@ def find(case: Case) -> Iterator[Finding]:
             launch.command.locate(problem.span),
             fix=_fix(launch, problem),
         )
+    for launch, layer, problem in parse_problems(case, "missing-target"):
+        yield from _no_script(case, launch, layer, problem)
     for launch in case.launches:
         yield from _word_behind_switch(launch)
+
+
+def _no_script(case: Case, launch: Launch, layer: Layer, problem: ParseProblem) -> Iterator[Finding]:
+    """An option that has taken the script for its value; or, for a command that was typed, no script at all."""
+    taker = next((option for option in layer.options if (option.value or "").endswith(".py")), None)
+    if taker is not None:
+        yield report(
+            RULE,
+            f"{taker.flag} lacks its value and takes {taker.value} for it: {command_name(layer)} has no script left "
+            f"({release_name(layer)}).",
+            launch.command.locate(taker.span),
+            fix=Fix(f"give {taker.flag} its value, or leave it out"),
+        )
+    elif case.mode != "lint" and launch.command.source.kind == "command" and len(layer.problems) == 1:
+        yield report(
+            RULE,
+            f"{command_name(layer)} is given nothing to run: {problem.message}.",
+            launch.command.locate(layer.span),
+            fix=Fix("name the script, or the module with -m"),
+        )
 
 
 def _fix(launch: Launch, problem: ParseProblem) -> Fix | None:

@@ -19,6 +19,9 @@ from mgpu_doctor.authoring import (
     Rule,
     Severity,
     Span,
+    Word,
+    delete_words,
+    insert,
     replace,
     report,
 )
@@ -40,6 +43,13 @@ RULE = Rule(
         Example("a misspelt option", "accelerate launch --mixed_precison bf16 train.py"),
         Example("another launcher's option", "accelerate launch --nproc_per_node 4 train.py"),
         Example("accelerate's option for torchrun", "torchrun --num_processes 4 train.py"),
+        Example(
+            "the script's option in front of it", "torchrun --nproc_per_node 2 --output_dir out train.py --lr 1e-4"
+        ),
+        Example("a list of GPUs", "deepspeed --gpus 2,3 train.py"),
+        Example("torchrun has no list of GPUs", "torchrun --gpus 2,3 train.py"),
+        Example("precision of older releases", "accelerate launch --num_processes 2 --fp16 train.py"),
+        Example("DeepSpeed's file", "accelerate launch --deepspeed ds.json --num_processes 2 train.py"),
         Example("no abbreviations", "accelerate launch --num_process 4 train.py"),
         Example("an abbreviation that is ambiguous", "torchrun --nproc 4 train.py"),
         Example(
@@ -116,7 +126,7 @@ def _unknown(launch: Launch, layer: Layer, problem: ParseProblem, flag: str, els
         message,
         launch.command.locate(_flag_span(launch, problem, flag)),
         evidence=evidence,
-        fix=_fix(launch, problem, flag),
+        fix=_fix(launch, layer, problem, flag),
     )
 
 
@@ -129,7 +139,7 @@ def _ambiguous(launch: Launch, layer: Layer, problem: ParseProblem, flag: str) -
         evidence.append(
             "argparse before Python 3.12.8 and 3.13.1 looks for abbreviations among the script's own arguments too"
         )
-    fix = Fix(f"write {problem.suggestions[0]} in full") if behind else _fix(launch, problem, flag)
+    fix = Fix(f"write {problem.suggestions[0]} in full") if behind else _fix(launch, layer, problem, flag)
     if behind:
         fix = Fix(f"write {flag}=… differently, or put -- in front of the script")
     return report(RULE, message, launch.command.locate(_flag_span(launch, problem, flag)), evidence=evidence, fix=fix)
@@ -141,11 +151,64 @@ def _flag_span(launch: Launch, problem: ParseProblem, flag: str) -> Span:
     return problem.span
 
 
-def _fix(launch: Launch, problem: ParseProblem, flag: str) -> Fix | None:
+def _fix(launch: Launch, layer: Layer, problem: ParseProblem, flag: str) -> Fix | None:
+    special = _special(launch, layer, problem, flag)
+    if special is not None:
+        return special
     if not problem.suggestions:
-        return Fix(f"leave {flag} out, or put it behind the script when it is the script's")
+        return _behind(launch, layer, problem, flag)
     meant = problem.suggestions[0]
     edits: tuple[Edit, ...] = ()
     if stands_at(launch, problem.span, flag) and flag.replace("_", "-") not in _DIFFERENT_VALUE:
         edits = (replace(launch.command.source, _flag_span(launch, problem, flag), meant),)
     return Fix(f"write {meant}", edits)
+
+
+def _value_of(launch: Launch, layer: Layer, problem: ParseProblem) -> Word | None:
+    """The word behind the option when it is read as the option's value."""
+    for index, word in enumerate(layer.argument_words[:-1]):
+        if word.span == problem.span:
+            following = layer.argument_words[index + 1]
+            taken = any(option.span.contains(following.span) for option in layer.options)
+            is_option = following.shown.startswith("-")
+            return None if taken or is_option or following is launch.target.word else following
+    return None
+
+
+def _special(launch: Launch, layer: Layer, problem: ParseProblem, flag: str) -> Fix | None:
+    """Counterparts that take another kind of value, written out."""
+    plain = flag.replace("_", "-")
+    if not stands_at(launch, problem.span, flag) or launch.command.source.slice(problem.span) != flag:
+        return None
+    source, value = launch.command.source, _value_of(launch, layer, problem)
+    if layer.launcher == "accelerate" and plain in ("--fp16", "--bf16"):
+        text = f"--mixed_precision {flag[2:]}"
+        return Fix(f"write {text}", (replace(source, problem.span, text),))
+    if layer.launcher == "accelerate" and plain == "--deepspeed":
+        text = "--use_deepspeed" + (" --deepspeed_config_file" if value is not None else "")
+        return Fix(f"write {text}", (replace(source, problem.span, text),))
+    if value is None or not re.fullmatch(r"\d+(,\d+)*", source.slice(value.span)):
+        return None
+    numbers = source.slice(value.span)
+    if layer.launcher == "deepspeed" and plain in _DIFFERENT_VALUE:
+        span = Span(problem.span.start, value.span.end)
+        return Fix(f"write --include localhost:{numbers}", (replace(source, span, f"--include localhost:{numbers}"),))
+    if plain in _DIFFERENT_VALUE and layer.launcher != "accelerate":
+        count = numbers.count(",") + 1
+        return Fix(f"choose GPUs with CUDA_VISIBLE_DEVICES={numbers} in front, and --nproc_per_node {count}")
+    return None
+
+
+def _behind(launch: Launch, layer: Layer, problem: ParseProblem, flag: str) -> Fix:
+    """An option that no launcher has: most likely the script's."""
+    target = launch.target.word
+    title = f"put {flag} behind the script when it is the script's, else leave it out"
+    if target is None or not stands_at(launch, problem.span, flag) or not stands_at(launch, target.span, target.shown):
+        return Fix(title)
+    value = _value_of(launch, layer, problem)
+    span = Span(problem.span.start, value.span.end if value is not None else problem.span.end)
+    source = launch.command.source
+    text = source.slice(span)
+    if "\n" in text:
+        return Fix(title)
+    return Fix(title, (insert(source, target.span.end, " " + text), delete_words(source, span)))

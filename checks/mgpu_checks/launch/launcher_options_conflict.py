@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.launch import command_name, parse_problems, release_name
-from mgpu_doctor.authoring import Case, Example, Finding, Fix, Layer, ParseProblem, Reference, Rule, Severity, report
+from mgpu_checks.launch import command_name, parse_problems, release_name, typed_layers
+from mgpu_doctor.authoring import (
+    Case,
+    Evidence,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Layer,
+    ParseProblem,
+    Reference,
+    Rule,
+    Severity,
+    report,
+)
 
 RULE = Rule(
     code="MGD118",
@@ -25,6 +38,7 @@ RULE = Rule(
         Example("CPU and GPUs", "accelerate launch --cpu --multi_gpu train.py"),
         Example("several GPUs, one process", "accelerate launch --multi_gpu --num_processes 1 train.py"),
         Example("a module without Python", "torchrun --nproc_per_node 2 --no-python -m pkg.train"),
+        Example("alone on two nodes", "torchrun --standalone --nnodes 2 --nproc_per_node 8 train.py"),
         Example(
             "a file without a count",
             "accelerate launch --config_file acc.yaml train.py",
@@ -38,6 +52,7 @@ RULE = Rule(
     good=(
         Example("one way to choose GPUs", "deepspeed --include localhost:0,1 train.py"),
         Example("the script's own options", "deepspeed --num_gpus 2 train.py --include localhost:0,1"),
+        Example("alone on one node", "torchrun --standalone --nnodes=1 --nproc_per_node 8 train.py"),
         Example("DeepSpeed alone", "accelerate launch --use_deepspeed --num_processes 4 train.py"),
         Example("a program without Python", "torchrun --nproc_per_node 2 --no-python ./train.sh"),
         Example(
@@ -58,6 +73,7 @@ RULE = Rule(
             "Cannot specify num_nodes/gpus with include/exclude; include_str and exclude_str are mutually exclusive",
         ),
         Reference("torch 2.13.0, distributed/run.py config_from_args(); distributed/launch.py launch()", "--no-python"),
+        Reference("torch 2.13.0, distributed/run.py run()", "--standalone sets the endpoint to localhost:0"),
     ),
     fix="keep one of them",
 )
@@ -85,6 +101,28 @@ def find(case: Case) -> Iterator[Finding]:
             evidence=_others(layer, problem),
             fix=next((Fix(fix) for start, fix in _FIXES.items() if problem.message.startswith(start)), None),
         )
+    for launch in case.launches:
+        yield from _alone_on_several_nodes(launch)
+
+
+def _alone_on_several_nodes(launch: Launch) -> Iterator[Finding]:
+    """--standalone makes each node its own rendezvous on a free port: no other node can join."""
+    for layer in typed_layers(launch):
+        alone, nodes = layer.option("standalone"), layer.option("nnodes")
+        if alone is None or nodes is None or nodes.value is None:
+            continue
+        least = nodes.value.partition(":")[0]
+        if least.isdecimal() and int(least) > 1:
+            yield report(
+                RULE,
+                f"--standalone is for one node: with {nodes.flag} {nodes.value} each node waits for the others at its "
+                "own localhost, and none ever comes.",
+                launch.command.locate(alone.span),
+                related=(Evidence("this asks for several nodes", launch.command.locate(nodes.span)),),
+                fix=Fix(
+                    "replace --standalone by --rdzv-backend c10d --rdzv-endpoint HOST:PORT, the same on every node"
+                ),
+            )
 
 
 def _others(layer: Layer, problem: ParseProblem) -> tuple[str, ...]:
