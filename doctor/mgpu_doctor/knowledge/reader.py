@@ -387,13 +387,15 @@ def _with_dashes(option: OptionSpec) -> OptionSpec:
 def _custom_option(call: ast.Call, names: Names) -> OptionSpec:
     """The option as accelerate's CustomArgumentParser declares it (accelerate 1.7.0, commands/utils.py).
 
-    Every spelling with ``_`` is also taken with ``-``. Its own _StoreTrueAction, which the parser
-    makes, defaults to None; argparse's, which an argument group makes first, to False.
+    Every spelling with ``_`` is also taken with ``-``; of constants other than True only in a group. Its
+    own _StoreTrueAction, which the parser makes, defaults to None; argparse's, which an argument group makes
+    first, to False.
     """
     option = _option(call, names)
-    if option.action not in {"store", "store_true", "store_const"}:
+    in_group = _last(_receiver(call)) != "parser"
+    if option.action not in {"store", "store_true", *(("store_const", "store_false") if in_group else ())}:
         return option
-    if option.action == "store_true" and _keyword(call, "default") is None and _last(_receiver(call)) == "parser":
+    if option.action == "store_true" and _keyword(call, "default") is None and not in_group:
         option = replace(option, default=None)
     flags: list[str] = []
     for flag in option.flags:

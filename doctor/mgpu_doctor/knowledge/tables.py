@@ -29,24 +29,29 @@ class Chosen(NamedTuple):
     exact: bool
 
 
-def version_key(version: str) -> tuple[tuple[int, int], ...]:
-    """A sort key for release numbers: ``1.10.0`` after ``1.9.1``, ``2.0.0rc1`` and ``2.0.0.dev1`` before ``2.0.0``.
+def version_key(version: str) -> tuple[tuple[int, ...], int]:
+    """A sort key for release numbers: ``1.10.0`` after ``1.9.1``; ``1.0.0.dev1``, ``1.0.0rc1`` before ``1.0``.
 
-    Local parts (``+cu121``) are ignored. Text that is no number sorts first.
+    Local parts (``+cu121``) and post-releases are ignored. Text that is no number sorts first.
     """
-    out: list[tuple[int, int]] = []
+    numbers: list[int] = []
+    stage = len(_STAGES)
     for part in version.strip().lstrip("v").split("+")[0].split("."):
         digits = 0
         while digits < len(part) and part[digits].isdigit():
             digits += 1
+        rest = part[digits:].lstrip("-_")
         if digits:
-            out.append((1, int(part[:digits])))
-        if digits < len(part) and not part.startswith("post"):
-            out.append((0, 0))
+            numbers.append(int(part[:digits]))
+        if rest:
+            stage = next((at for at, name in enumerate(_STAGES) if rest.startswith(name)), stage)
             break
-    while out and out[-1] == (1, 0):
-        out.pop()
-    return (*out, (0, 1))
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers), stage
+
+
+_STAGES = ("dev", "a", "b", "rc")
 
 
 def _minor(version: str) -> list[str]:
