@@ -50,8 +50,10 @@ RULE = Rule(
             "CUDA_VISIBLE_DEVICES=0,1 python -m torch.distributed.launch --nproc_per_node=4 train.py",
         ),
         Example("deepspeed", "deepspeed --num_gpus 4 train.py", facts={"gpus": _TWO}),
+        Example("a container's GPUs", """docker run --gpus '"device=2,3"' img torchrun --nproc_per_node 4 train.py"""),
     ),
     good=(
+        Example("a container with all", "docker run --gpus all img torchrun --nproc_per_node 8 train.py"),
         Example("as many", "CUDA_VISIBLE_DEVICES=2,3 torchrun --nproc_per_node 2 train.py"),
         Example("fewer", "torchrun --nproc_per_node 4 train.py"),
         Example("on the CPU", "torchrun --nproc_per_node 4 train.py --use_cpu", facts={"gpus": _TWO}),
@@ -88,7 +90,7 @@ def find(case: Case) -> Iterator[Finding]:
     """Launches with ranks that have no GPU."""
     for launch in case.launches:
         ranks = ranks_here(launch)
-        if ranks is None or ranks < 2 or on_cpu(case, launch) or elsewhere(launch.command) or _for_cpu(launch):
+        if ranks is None or ranks < 2 or on_cpu(case, launch) or _hidden_machine(launch) or _for_cpu(launch):
             continue
         variable = reaching(case, launch, VISIBLE)
         if variable is not None and variable.text is None:
@@ -99,6 +101,11 @@ def find(case: Case) -> Iterator[Finding]:
             continue
         if 0 < devices < ranks:
             yield _finding(case, launch, ranks, devices, visible.all)
+
+
+def _hidden_machine(launch: Launch) -> bool:
+    """Whether the job runs where its GPUs are not known: another machine, or a container that names none."""
+    return elsewhere(launch.command) and launch.visible.origin.kind != "option"
 
 
 def _cut_short(text: str, devices: int) -> bool:
@@ -119,7 +126,10 @@ def _for_cpu(launch: Launch) -> bool:
 def _finding(case: Case, launch: Launch, ranks: int, devices: int, every: bool) -> Finding:
     place = launch.processes_per_node.origin.location or launch.command.locate(launch.command.words[0].span)
     have = f"{devices} GPU" + ("s" if devices > 1 else "")
-    where = f"the machine has {have}" if every else f"{have} {'are' if devices > 1 else 'is'} visible"
+    if elsewhere(launch.command):
+        every, where = True, f"the container gets {have}"
+    else:
+        where = f"the machine has {have}" if every else f"{have} {'are' if devices > 1 else 'is'} visible"
     node = " on this machine" if (launch.nodes.known or 1) > 1 else ""
     edit = _edit(place, ranks, devices)
     fix = Fix(f"start {devices} process{'es' if devices > 1 else ''}", () if edit is None else (edit,))
@@ -128,7 +138,8 @@ def _finding(case: Case, launch: Launch, ranks: int, devices: int, every: bool) 
         evidence.append(f"GPUs known from {case.facts.origin}: {len(case.facts.gpus)}")
     return report(
         RULE,
-        f"{ranks} processes start{node}, but {where}: {ranks - devices} of them get no GPU of their own.",
+        f"{ranks} processes start{node}, but {where}: {ranks - devices} of them "
+        f"{'get' if ranks - devices > 1 else 'gets'} no GPU of their own.",
         place,
         evidence=evidence,
         fix=fix,

@@ -51,6 +51,10 @@ RULE = Rule(
         Example("a device named twice", "CUDA_VISIBLE_DEVICES=0,0 torchrun --nproc_per_node 2 train.py"),
         Example("semicolons", "CUDA_VISIBLE_DEVICES='0;1' python train.py"),
         Example("an empty element", "CUDA_VISIBLE_DEVICES=,0,1 python train.py"),
+        Example("blanks beside the sign", "CUDA_VISIBLE_DEVICES = 0,1 torchrun --nproc_per_node 2 train.py"),
+        Example(
+            "a blank behind the sign", "CUDA_VISIBLE_DEVICES= 0,1 torchrun --nproc_per_node 2 train.py", facts=None
+        ),
         Example("docker's own form", "docker run --rm --gpus device=0,1 img python train.py"),
         Example("a range for the workers", "accelerate launch --num_processes 4 --multi_gpu --gpu_ids 0-3 train.py"),
     ),
@@ -106,6 +110,7 @@ def find(case: Case) -> Iterator[Finding]:
             yield from _in_variable(variable)
     for command in case.commands:
         yield from _for_docker(command)
+        yield from _blank_at_sign(command)
     for launch in case.launches:
         yield from _in_options(launch)
         yield from _for_deepspeed(case, launch)
@@ -300,6 +305,26 @@ def _split_option(launch: Launch, launcher: str, dest: str) -> Finding | None:
         f"The blank ends the list: {option.flag} gets {option.value} and {launcher} takes `{target}` for the script.",
         launch.command.locate(Span(option.span.start, span.end)),
         fix=Fix(f"write {meant} without blanks", (replace(source, span, meant),), safe=True),
+    )
+
+
+def _blank_at_sign(command: Command) -> Iterator[Finding]:
+    """``CUDA_VISIBLE_DEVICES = 0,1 cmd``: a blank beside the sign makes a command of the name or of the list."""
+    source = command.source
+    found = re.compile(
+        rf"(?:(?:export|env)[ \t]+)?{VISIBLE}(?P<sign>[ \t]*=[ \t]+|[ \t]+=|:[ \t]*)(?P<list>\d+(?:,\d+)*)(?![^\s;&|])"
+    ).match(source.text, command.span.start)
+    if found is None:
+        return
+    sign = Span(found.start("sign"), found.end("sign"))
+    tried = found.group("list") if found.group("sign").startswith("=") else VISIBLE
+    if found.group("sign").startswith(":"):
+        tried = f"{VISIBLE}:{found.group('list')}"
+    yield report(
+        RULE,
+        f"No list is set: an assignment is written with `=` and without blanks; the shell takes `{tried}` for a name.",
+        Location(source, Span(found.start(), found.end())),
+        fix=Fix(f"write {VISIBLE}={found.group('list')}", (replace(source, sign, "="),), safe=True),
     )
 
 
