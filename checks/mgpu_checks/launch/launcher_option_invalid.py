@@ -26,6 +26,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Span,
     delete_words,
     replace,
     report,
@@ -48,6 +49,8 @@ RULE = Rule(
         Example("no such choice", "accelerate launch --mixed_precision bf61 train.py"),
         Example("no value", "accelerate launch --num_processes --multi_gpu train.py"),
         Example("the script taken for a value", "accelerate launch --num_processes 2 --config_file train.py"),
+        Example("a blank behind =", "accelerate launch --multi_gpu --num_processes= 4 train.py"),
+        Example("a blank behind torchrun's =", "torchrun --nproc_per_node= 4 train.py"),
         Example("nothing to run", "torchrun --nproc_per_node 4"),
         Example("a value for a switch", "accelerate launch --multi_gpu=true --num_processes 2 train.py"),
         Example("a switch with a word behind it", "accelerate launch --multi_gpu True train.py"),
@@ -131,6 +134,8 @@ def _fix(launch: Launch, problem: ParseProblem) -> Fix | None:
         if stands_at(launch, problem.span, problem.flag):
             edits = (replace(launch.command.source, problem.span, problem.flag),)
         return Fix(f"{problem.flag} takes no value", edits)
+    if problem.span.start == problem.span.end and problem.flag:
+        return _close_gap(launch, problem)
     if problem.suggestions:
         edits = ()
         text = launch.command.source.slice(problem.span)
@@ -138,6 +143,18 @@ def _fix(launch: Launch, problem: ParseProblem) -> Fix | None:
             edits = (replace(launch.command.source, problem.span, problem.suggestions[0]),)
         return Fix(f"write {problem.suggestions[0]}", edits)
     return None
+
+
+def _close_gap(launch: Launch, problem: ParseProblem) -> Fix:
+    """``--num_processes= 4``: the value stands behind a blank."""
+    text = launch.command.source.text
+    end = problem.span.end
+    while end < len(text) and text[end] in " \t":
+        end += 1
+    edits: tuple[Edit, ...] = ()
+    if end > problem.span.end and text[problem.span.end - 1] == "=" and text[end : end + 1].isalnum():
+        edits = (replace(launch.command.source, Span(problem.span.end, end), ""),)
+    return Fix(f"leave no blank behind {problem.flag}=", edits)
 
 
 def _word_behind_switch(launch: Launch) -> Iterator[Finding]:

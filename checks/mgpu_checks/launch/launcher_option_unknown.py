@@ -50,6 +50,7 @@ RULE = Rule(
         Example("torchrun has no list of GPUs", "torchrun --gpus 2,3 train.py"),
         Example("precision of older releases", "accelerate launch --num_processes 2 --fp16 train.py"),
         Example("DeepSpeed's file", "accelerate launch --deepspeed ds.json --num_processes 2 train.py"),
+        Example("torchrun does so anyway", "torchrun --use_env --nproc_per_node 2 train.py"),
         Example("no abbreviations", "accelerate launch --num_process 4 train.py"),
         Example("an abbreviation that is ambiguous", "torchrun --nproc 4 train.py"),
         Example(
@@ -181,6 +182,8 @@ def _special(launch: Launch, layer: Layer, problem: ParseProblem, flag: str) -> 
     if not stands_at(launch, problem.span, flag) or launch.command.source.slice(problem.span) != flag:
         return None
     source, value = launch.command.source, _value_of(launch, layer, problem)
+    if layer.launcher != "accelerate" and plain == "--use-env":
+        return Fix("leave it out: the local rank always comes in LOCAL_RANK", (delete_words(source, problem.span),))
     if layer.launcher == "accelerate" and plain in ("--fp16", "--bf16"):
         text = f"--mixed_precision {flag[2:]}"
         return Fix(f"write {text}", (replace(source, problem.span, text),))

@@ -232,6 +232,11 @@ def _explicit_value(state: _State, match: _Match, word: Word) -> None:
         return
     part = _tail(word, len(match.flag) + (0 if match.attached else 1), value)
     _store(state, spec, _written_flag(word, match), (part,), word.span)
+    if not value and spec.type in ("int", "float") and state.at < len(state.words):
+        # `--num_processes= 4`: refused; the number behind the blank is meant as the value, not as the script.
+        following = state.words[state.at].value
+        if following is not None and not isinstance(convert(following, spec.type), InvalidValue):
+            state.at += 1
 
 
 def _cluster(state: _State, table: OptionTable, match: _Match, word: Word) -> None:
@@ -380,14 +385,10 @@ def _unknown_option(state: _State, table: OptionTable, word: Word, synonyms: dic
     if equals or state.at >= len(state.words):
         return
     spec = table.by_flag.get(near[0]) if near else None
-    if spec is not None:
-        if not _is_switch(spec):
-            _skip_value(state, table)
-        return
     following = state.words[state.at]
-    if not _looks_like_program(following) and any(
-        _looks_like_program(later) for later in state.words[state.at + 1 : state.at + 40]
-    ):
+    later = state.words[state.at + 1 : state.at + 40]
+    means_value = spec is not None and not _is_switch(spec)
+    if means_value or (not _looks_like_program(following) and any(_looks_like_program(word) for word in later)):
         _skip_value(state, table)
 
 
