@@ -49,6 +49,20 @@ def test_explain_says_what_would_run_and_corrects_it(run: Run) -> None:
     assert "MGD201" not in [finding["code"] for finding in json.loads(again.stdout)["findings"]]
 
 
+def test_fixes_are_made_one_after_the_other(run: Run) -> None:
+    # Read with the unknown -m, the options of the module look like the launcher's own.
+    command = (
+        "CUDA_VISIBLE_DEVICES=2,3 deepspeed --num_gpus 2 -m llamafactory.launcher \\\n"
+        "  --stage sft \\\n  --model_name_or_path a/b --do_train --dataset d --output_dir o --template qwen\n"
+    )
+    done = run("explain", "--facts", "none", "--format", "json", "-", stdin=command.encode())
+    corrected = json.loads(done.stdout)["corrected"]["text"]
+    assert corrected.startswith(
+        "CUDA_VISIBLE_DEVICES=2,3 deepspeed --module llamafactory.launcher \\\n  --stage sft \\\n"
+    )
+    assert "\n  --model_name_or_path a/b --do_train" in corrected
+
+
 def test_a_good_command_exits_with_0(run: Run) -> None:
     done = run("explain", "--facts", "none", "--format", "json", GOOD)
     document = json.loads(done.stdout)

@@ -17,8 +17,8 @@ from mgpu_doctor.registry import Registry, load_checks
 if TYPE_CHECKING:
     from rich.console import Console
 
-_ROUNDS = 5
-"""How often a corrected command is corrected again: one fix may make room for the next."""
+_MOST_FIXES = 40
+"""How many fixes are made one after the other before a corrected command is shown as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +103,31 @@ def _draw(
 
 
 def _correct(report: Report, registry: Registry, shared: dict[str, Any]) -> Correction | None:
-    """The given command with every fix applied that can be, looked at again; None when nothing can be applied."""
-    text = mended(report.findings, report.case.sources[0])
-    if text is None:
-        return None
-    tried = {report.case.sources[0].text}
-    for _ in range(_ROUNDS):
+    """The given command with every fix applied that can be, looked at again; None when nothing can be applied.
+
+    One fix at a time: what a launcher refuses changes how the rest of its command line is read, so the
+    other fixes are only right once the first has been made.
+    """
+    text = report.case.sources[0].text
+    tried = {text}
+    for _ in range(_MOST_FIXES):
+        fixed = _next_text(report, tried)
+        if fixed is None:
+            break
+        text = fixed
         tried.add(text)
-        again = diagnose(Request(**shared, command=text), registry)
-        further = mended(again.findings, again.case.sources[0])
-        if further is None or further in tried:
-            return Correction(text, again.findings)
-        text = further
-    return Correction(text, diagnose(Request(**shared, command=text), registry).findings)
+        report = diagnose(Request(**shared, command=text), registry)
+    return Correction(text, report.findings) if len(tried) > 1 else None
+
+
+def _next_text(report: Report, tried: set[str]) -> str | None:
+    """The command after the first fix that leads somewhere new."""
+    source = report.case.sources[0]
+    for finding in report.findings:
+        text = mended((finding,), source)
+        if text is not None and text not in tried:
+            return text
+    return None
 
 
 def _check_names(registry: Registry, names: tuple[str, ...]) -> None:

@@ -282,5 +282,5 @@ def _print_corrected(console: Console, corrected: str, remaining: tuple[Finding,
     console.print()
     console.print(_heading("Corrected command"))
     # Not wrapped and not indented: it is there to be copied.
-    console.print(Text(shown(corrected)), soft_wrap=True)
+    console.print(Text(shown(corrected).strip("\n")), soft_wrap=True)
     console.print(Text(verdict_on(corrected, remaining), "yellow" if remaining else "green"))

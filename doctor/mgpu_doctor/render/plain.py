@@ -124,7 +124,7 @@ def _fix_lines(label: str, fix: Fix) -> Iterator[str]:
 
 def _corrected_lines(corrected: str, remaining: tuple[Finding, ...]) -> Iterator[str]:
     yield "corrected command:"
-    yield shown(corrected)
+    yield shown(corrected).strip("\n")
     yield verdict_on(corrected, remaining)
 
 
