@@ -24,8 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "doctor"))
 
-from mgpu_doctor.knowledge import environment, installed, layout, tables  # noqa: E402
-from mgpu_doctor.knowledge.reader import UnreadableSourceError  # noqa: E402
+from mgpu_doctor.knowledge import environment, installed, layout, static, tables  # noqa: E402
+from mgpu_doctor.knowledge.declared import UnreadableSourceError  # noqa: E402
 
 RELEASES: dict[str, tuple[str, ...]] = {
     "accelerate": (
@@ -211,7 +211,7 @@ def table_of(package: str, sources: Path) -> dict[str, object]:
             continue
         reading = layout.Reading((folder,))
         try:
-            found[version] = layout.read_tables(package, reading)
+            found[version] = static.read_tables(package, reading)
         except UnreadableSourceError as error:
             print(f"{package} {version}: {error}", file=sys.stderr)
             continue

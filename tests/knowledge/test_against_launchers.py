@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mgpu_doctor.knowledge import PackageKnowledge, layout
+from mgpu_doctor.knowledge import PackageKnowledge, layout, static
 from mgpu_doctor.model.facts import NO_FACTS, Facts
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec
@@ -136,7 +136,7 @@ def test_a_changed_file_is_read_and_an_unchanged_one_taken_from_the_tables(envir
     for launcher in layout.LAUNCHERS:
         options = quick.options(launcher)
         assert not isinstance(options, Unknown)
-        assert sorted(map(repr, layout.read_launcher(launcher, reading).options)) == sorted(map(repr, options)), (
+        assert sorted(map(repr, static.read_launcher(launcher, reading).options)) == sorted(map(repr, options)), (
             launcher
         )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mgpu_doctor.knowledge.dataclass_fields import BOOLEAN, read_fields, with_spellings
-from mgpu_doctor.knowledge.reader import UnreadableSourceError, parse_module
+from mgpu_doctor.knowledge.dataclass_fields import read_fields
+from mgpu_doctor.knowledge.declared import BOOLEAN, UnreadableSourceError, with_spellings
+from mgpu_doctor.knowledge.reader import parse_module
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgpu_doctor.knowledge import layout, tables
-from mgpu_doctor.knowledge.reader import COMPUTED
+from mgpu_doctor.knowledge.declared import COMPUTED
 from mgpu_doctor.model.launch import OptionSpec
 
 SMALL_ENOUGH = 400_000

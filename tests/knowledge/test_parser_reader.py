@@ -8,13 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgpu_doctor.knowledge.reader import (
-    MAXIMUM_FILE_SIZE,
-    ParserTable,
-    UnreadableSourceError,
-    parse_module,
-    read_parser,
-)
+from mgpu_doctor.knowledge.declared import MAXIMUM_FILE_SIZE, ParserTable, UnreadableSourceError
+from mgpu_doctor.knowledge.reader import parse_module, read_parser
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec
 

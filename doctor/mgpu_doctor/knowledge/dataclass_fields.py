@@ -7,13 +7,11 @@ The rules by which a field becomes an option are those of transformers 4.52.4 an
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
 from dataclasses import replace
 
+from mgpu_doctor.knowledge.declared import BOOLEAN, COMPUTED, UnreadableSourceError
 from mgpu_doctor.knowledge.reader import (
-    COMPUTED,
     Names,
-    UnreadableSourceError,
     enumeration,
     evaluate,
     find_class,
@@ -22,9 +20,6 @@ from mgpu_doctor.knowledge.reader import (
 )
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec
-
-BOOLEAN = "string_to_bool"
-"""The converter of yes/no fields: yes, true, t, y, 1 and no, false, f, n, 0 in any case."""
 
 
 def read_fields(names: Names, class_name: str, outside: frozenset[str] = frozenset()) -> tuple[OptionSpec, ...]:
@@ -45,25 +40,6 @@ def read_fields(names: Names, class_name: str, outside: frozenset[str] = frozens
                 elif _is_hidden(statement):
                     fields.pop(statement.target.id, None)
     return tuple(fields.values())
-
-
-def with_spellings(fields: Iterable[OptionSpec], dashes: bool) -> tuple[OptionSpec, ...]:
-    """The options that the parser makes of fields: spellings with dashes, and ``--no_x`` for switches that are on.
-
-    ``dashes``: whether this release of transformers also takes ``--some-name`` (from 4.46).
-    """
-    out: list[OptionSpec] = []
-    for spec in fields:
-        names = [f"--{spec.dest}"]
-        if dashes and "_" in spec.dest:
-            names.append(f"--{spec.dest.replace('_', '-')}")
-        out.append(replace(spec, flags=(*names, *spec.flags[1:])))
-        if spec.type == BOOLEAN and spec.default is True:
-            negative = [f"--no_{spec.dest}"]
-            if dashes:
-                negative.append(f"--no-{spec.dest.replace('_', '-')}")
-            out.append(OptionSpec(spec.dest, tuple(negative), "store_false", 0, default=False, const=False))
-    return tuple(out)
 
 
 def _lineage(names: Names, class_name: str, outside: frozenset[str]) -> list[tuple[ast.ClassDef, Names]]:

@@ -13,22 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from mgpu_doctor.knowledge.declared import COMPUTED, MAXIMUM_FILE_SIZE, ParserTable, UnreadableSourceError
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec
-
-COMPUTED = Unknown("the default is computed when the launcher starts")
-MAXIMUM_FILE_SIZE = 2_000_000
-"""Characters; a larger file is not a launcher's parser and is not read."""
 
 SWITCHES = frozenset({"store_true", "store_false", "store_const", "help", "version", "count", "append_const"})
 _NARGS = {"REMAINDER": "...", "PARSER": "A...", "ZERO_OR_MORE": "*", "ONE_OR_MORE": "+", "OPTIONAL": "?"}
 
 ReadModule = Callable[[str], "str | None"]
 """Gives the text of a module by its dotted name, None when there is none."""
-
-
-class UnreadableSourceError(ValueError):
-    """The text is not the Python source that was expected; the message says what is missing."""
 
 
 @dataclass
@@ -307,15 +300,6 @@ def _last(node: ast.expr) -> str:
     if isinstance(node, ast.Attribute):
         return node.attr
     return node.id if isinstance(node, ast.Name) else ""
-
-
-@dataclass(frozen=True)
-class ParserTable:
-    """An argument parser as its source declares it."""
-
-    options: tuple[OptionSpec, ...]
-    abbreviations: bool
-    """Whether unambiguous prefixes of long options are taken (``allow_abbrev``)."""
 
 
 def read_parser(names: Names, functions: tuple[str, ...]) -> ParserTable:

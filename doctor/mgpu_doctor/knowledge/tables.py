@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from mgpu_doctor.knowledge.reader import COMPUTED
+from mgpu_doctor.knowledge.declared import COMPUTED
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec
 
