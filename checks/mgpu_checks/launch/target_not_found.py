@@ -119,13 +119,17 @@ _MOST_DIRECTORIES = 40
 def find(case: Case) -> Iterator[Finding]:
     """One finding for each file of a launch that is not there."""
     for launch in case.launches:
-        if _made_before(case, launch):
-            continue
-        yield from _target(case, launch)
-        for config, place in _configs(launch):
-            if config.exists is False and not _named_before(case, launch, config.name):
-                yield _config(case, launch, config, place)
+        found = [*_target(case, launch), *_missing_configs(case, launch)]
+        # Only now, because it looks at every command above.
+        if found and not _made_before(case, launch):
+            yield from found
     yield from _script_of_a_shell(case)
+
+
+def _missing_configs(case: Case, launch: Launch) -> Iterator[Finding]:
+    for config, place in _configs(launch):
+        if config.exists is False and not _named_before(case, launch, config.name):
+            yield _config(case, launch, config, place)
 
 
 def _script_of_a_shell(case: Case) -> Iterator[Finding]:
