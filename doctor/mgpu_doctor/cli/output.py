@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +41,13 @@ def emit(text: str) -> None:
 def emit_lines(lines: Iterable[str]) -> None:
     """Write lines to standard output."""
     emit("".join(f"{line}\n" for line in lines))
+
+
+def emit_json(document: Mapping[str, Any]) -> None:
+    """Write a document as JSON."""
+    from mgpu_doctor.render.json import dump
+
+    emit(dump(document, pretty=sys.stdout.isatty()))
 
 
 def emit_rich(draw: Callable[[Console], None], *, colour: bool = True, dense: bool = False) -> None:

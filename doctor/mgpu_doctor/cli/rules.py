@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from mgpu_doctor.cli.output import chosen_format, emit, emit_lines, emit_rich
+from mgpu_doctor.cli.output import chosen_format, emit, emit_json, emit_lines, emit_rich
 from mgpu_doctor.cli.verb import NO_COLOR, Given, Option, Verb
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ def run(given: Given) -> int:
     registry = load_checks()
     chosen = chosen_format(given.text("format"))
     if chosen == "json":
-        from mgpu_doctor.render.json import SCHEMA_VERSION, dump, rule_document
+        from mgpu_doctor.render.json import SCHEMA_VERSION, rule_document
 
         document = {
             "schema_version": SCHEMA_VERSION,
             "rules": [rule_document(check.rule, check.distribution) for check in registry.checks],
             "problems": [{"subject": p.subject, "message": p.message} for p in registry.problems],
         }
-        emit(dump(document))
+        emit_json(document)
     elif chosen == "plain":
         emit_lines(_line(check) for check in registry.checks)
     else:
@@ -69,9 +69,9 @@ def explain_rule(name: str, given: Given) -> bool:
 def _show_page(check: Check, given: Given) -> None:
     chosen = chosen_format(given.text("format"))
     if chosen == "json":
-        from mgpu_doctor.render.json import SCHEMA_VERSION, dump, rule_document
+        from mgpu_doctor.render.json import SCHEMA_VERSION, rule_document
 
-        emit(dump({"schema_version": SCHEMA_VERSION, "rule": rule_document(check.rule, check.distribution)}))
+        emit_json({"schema_version": SCHEMA_VERSION, "rule": rule_document(check.rule, check.distribution)})
         return
     from mgpu_doctor.render.clean import clean
     from mgpu_doctor.rule_page import rule_page

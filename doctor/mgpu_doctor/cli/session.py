@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mgpu_doctor.cli.output import chosen_format, emit, emit_lines, emit_rich
+from mgpu_doctor.cli.output import chosen_format, emit_json, emit_lines, emit_rich
 from mgpu_doctor.cli.verb import Given
 from mgpu_doctor.diagnose import Request, diagnose
 from mgpu_doctor.errors import UsageError
@@ -58,9 +58,9 @@ def show(report: Report, correction: Correction | None, given: Given) -> None:
     commands = given.switch("show_commands") or report.mode == "explain"
     chosen = chosen_format(given.text("format"))
     if chosen == "json":
-        from mgpu_doctor.render.json import dump, report_document
+        from mgpu_doctor.render.json import report_document
 
-        emit(dump(report_document(report, commands=commands, corrected=text, remaining=remaining)))
+        emit_json(report_document(report, commands=commands, corrected=text, remaining=remaining))
     elif chosen == "github":
         from mgpu_doctor.render.github import github_lines
 

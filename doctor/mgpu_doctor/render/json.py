@@ -31,9 +31,9 @@ _PORT_OPTIONS = ("main_process_port", "master_port")
 _COUNT_VARIABLES = ("NPROC_PER_NODE", "PET_NPROC_PER_NODE")
 
 
-def dump(document: Mapping[str, Any]) -> str:
-    """A document as text, ending in a newline."""
-    text = json.dumps(document, ensure_ascii=False, indent=2, default=str).translate(_ESCAPED)
+def dump(document: Mapping[str, Any], *, pretty: bool = False) -> str:
+    """A document as text, ending in a newline: one line for programs, indented (and slower) for people."""
+    text = json.dumps(document, ensure_ascii=False, indent=2 if pretty else None, default=str).translate(_ESCAPED)
     # A lone surrogate has no UTF-8 form.
     return text.encode("utf-8", "replace").decode() + "\n"
 
