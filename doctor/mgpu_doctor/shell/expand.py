@@ -19,6 +19,7 @@ from mgpu_doctor.shell.syntax import (
     WordNode,
 )
 
+_NAME_GOES_ON = re.compile(r"\w+", re.ASCII)
 MOST = 4096
 """Words and characters beyond which an expansion is left unknown (``{1..100000}``)."""
 
@@ -193,18 +194,21 @@ class Expander:
     def literals(self, part: Literal) -> list[Bit]:
         """A literal; where an outer shell expands inside it, the parts around and in between."""
         bit = self.literal(part)
-        if not self.early or not part.exact:
+        if not self.early:
             return [bit]
         out = []
         at = part.start
         for start, end in self.early:
-            if part.start <= start and end <= part.end:
-                if at < start:
-                    out.append(_cut(bit, at - part.start, start - part.start))
-                out.append(self.early_bit(start, end, part.quoted))
-                at = end
+            if end <= at or part.end <= start:
+                continue
+            if not part.exact:
+                return [self.early_bit(start, end, part.quoted)]
+            if at < start:
+                out.append(_cut(bit, at - part.start, start - part.start))
+            out.append(self.early_bit(start, end, part.quoted))
+            at = min(end, part.end)
         if at < part.end or not out:
-            out.append(_cut(bit, at - part.start, part.end - part.start))
+            out.append(_cut(bit, at - part.start, part.end - part.start) if part.exact else bit)
         return out
 
     def early_bit(self, start: int, end: int, quoted: bool) -> Bit:
@@ -412,6 +416,8 @@ class Expander:
         if kind == "=" and self.assigned is not None and part.subscript is None:
             flat = tuple(bit for group in result for bit in group)
             self.assigned(part.name, flat, Location(self.excerpt.source, span_of(self.excerpt, part.start, part.end)))
+            # The variable's new value is what is expanded, so quotes in the word no longer protect it.
+            result = [tuple(bit._replace(quoted=part.quoted) for bit in group) for group in result]
         return result
 
     def never_set(self, name: str) -> bool:
@@ -721,7 +727,7 @@ def _brace_at(units: list[_Unit], start: int) -> tuple[int, list[list[_Unit]]] |
     if sequence is None:
         return None
     first, last = units[start].start, units[at].end
-    return at + 1, [[Literal(item, first, last, quoted=True, exact=False)] for item in sequence]
+    return at + 1, [[Literal(item, first, last, exact=False)] for item in sequence]
 
 
 def _sequence(text: str) -> list[str] | None:
@@ -746,20 +752,24 @@ def _sequence(text: str) -> list[str] | None:
 
 
 def _joined_units(units: list[_Unit]) -> tuple[Part, ...]:
-    """Units as parts, runs of neighbouring characters put together."""
+    """Units as parts: neighbouring characters together, and names with what braces put behind them (``$A{b,c}``)."""
     out: list[Part] = []
     for unit in units:
         last = out[-1] if out else None
-        if (
-            isinstance(unit, Literal)
-            and isinstance(last, Literal)
-            and not unit.quoted
-            and not last.quoted
-            and unit.exact
-            and last.exact
-            and last.end == unit.start
-        ):
+        if not isinstance(unit, Literal) or unit.quoted:
+            out.append(unit)
+        elif isinstance(last, Literal) and not last.quoted and last.exact and unit.exact and last.end == unit.start:
             out[-1] = Literal(last.text + unit.text, last.start, unit.end)
+        elif isinstance(last, Parameter) and _open_ended(last) and (more := _NAME_GOES_ON.match(unit.text)):
+            out[-1] = last._replace(name=last.name + more.group())
+            if more.end() < len(unit.text):
+                out.append(unit._replace(text=unit.text[more.end() :], exact=False))
         else:
             out.append(unit)
     return tuple(out)
+
+
+def _open_ended(part: Parameter) -> bool:
+    """Whether a parameter is written ``$NAME``, so that letters behind it would belong to the name."""
+    plain = not part.operator and part.subscript is None and not part.length and not part.indirect and not part.quoted
+    return plain and part.end - part.start <= len(part.name) + 1 and (part.name[0].isalpha() or part.name[0] == "_")

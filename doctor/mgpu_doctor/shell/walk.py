@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from mgpu_doctor.model.command import Command, Mark, Redirect, Script, SyntaxProblem, Variable, Word, Wrapper
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.source import Excerpt, Location, Source, Span
-from mgpu_doctor.shell.expand import Expander
+from mgpu_doctor.shell.expand import Expander, brace_alternatives
 from mgpu_doctor.shell.parser import parse
 from mgpu_doctor.shell.state import Bit, Bits, Cell, FieldWord, Place, State, as_word, span_of, text_of, unknown_cell
 from mgpu_doctor.shell.syntax import (
@@ -481,7 +482,9 @@ class Walker:
         if record:
             self.outcome.assignments.append(variable)
 
-    def shell_assignment(self, node: Assignment, *, exported: bool = False, local: bool = False) -> None:
+    def shell_assignment(
+        self, node: Assignment, *, exported: bool = False, local: bool = False, declared: bool = False
+    ) -> None:
         """``NAME=value`` that stays in the shell, or one given to ``export``."""
         name = node.name
         if local and self.locals:
@@ -493,7 +496,11 @@ class Walker:
         if isinstance(node.value, ArrayNode):
             self.array_assignment(node, node.value, old, location, scope, span)
             return
-        bits = self.expander().value(node.value)
+        value = node.value
+        if declared:
+            # An argument of a builtin: braces are expanded, and of several assignments the last one counts.
+            value = value._replace(parts=brace_alternatives(value.parts)[-1])
+        bits = self.expander().value(value)
         if node.subscript is not None:
             self.element_assignment(node, old, bits, location)
             return
@@ -680,6 +687,10 @@ class Walker:
 
     def nested(self, bits: Bits, anchor: FieldWord, frame: Frame, context: Context, state: State) -> None:
         """Walk the text that bits hold, with places in the source as exact as they can be."""
+        if any(one.text is not None and one.text.endswith("\\") and two.text is None for one, two in pairwise(bits)):
+            # The backslash quotes whatever the unknown begins with, and if it is empty, what follows.
+            state.opaque = True
+            return
         excerpt, early = compose(bits, anchor)
         inner = Walker(excerpt, parse(excerpt.text), state, self.follow, self.outcome, early)
         inner.locals = self.locals
@@ -823,7 +834,7 @@ class Walker:
         if "f" in flags or "p" in flags:
             return
         for assignment in declared:
-            self.shell_assignment(assignment, exported=True)
+            self.shell_assignment(assignment, exported=True, declared=True)
         own = {assignment.start for assignment in declared}
         for word in words[1:]:
             if word.start in own and word.excerpt is self.excerpt:
@@ -864,7 +875,7 @@ class Walker:
         )
         special = bool(set(flags) & set("ainAul"))
         for assignment in declared:
-            self.shell_assignment(assignment, exported="x" in flags, local=local)
+            self.shell_assignment(assignment, exported="x" in flags, local=local, declared=True)
             if special and not (isinstance(assignment.value, ArrayNode) and "A" not in flags and "i" not in flags):
                 self.make_unknown(assignment.name)
         for word in words[1:]:
