@@ -90,6 +90,16 @@ RULE = Rule(
             "accelerate launch --config_file ds.yaml train.py --gradient_accumulation_steps 4 --output_dir out",
             files={"ds.yaml": _ACCELERATE.format(precision="bf16", steps=4), "train.py": _TRAINER},
         ),
+        Example(
+            "DeepSpeed is set up twice",
+            "accelerate launch --config_file ds.yaml train.py --deepspeed z2.json --gradient_accumulation_steps 4 "
+            "--bf16 --output_dir out",
+            files={
+                "ds.yaml": _ACCELERATE.format(precision="bf16", steps=4),
+                "z2.json": _JSON.format(micro='"auto"', bf16='"auto"'),
+                "train.py": _TRAINER,
+            },
+        ),
     ),
     good=(
         Example(
@@ -132,6 +142,12 @@ RULE = Rule(
             "without --deepspeed, the same comparison is made with what accelerate's file sets",
         ),
         Reference(
+            "transformers 4.52.4 with accelerate 1.7.0, 5.6.0 with 1.15.0: TrainingArguments(deepspeed=…) under "
+            "ACCELERATE_CONFIG_DS_FIELDS",
+            "ValueError: When using `deepspeed_config_file`, the following accelerate config variables will be ignored",
+            ran=True,
+        ),
+        Reference(
             "transformers 4.52.4, training_args.py; accelerate 1.7.0, DeepSpeedPlugin.set_mixed_precision()",
             "a precision from accelerate's file stays in force when neither fp16 nor bf16 is given, and switches "
             "fp16.enabled or bf16.enabled on: '- ds bf16.enabled=True vs hf bf16|bf16_full_eval=False'",
@@ -139,7 +155,6 @@ RULE = Rule(
         ),
     ),
     fix="Set the configuration's value to auto, or make both equal",
-    fixable=True,
 )
 
 
@@ -165,10 +180,45 @@ def find(case: Case) -> Iterator[Finding]:
         if not trains_with_arguments(launch):
             continue
         given = training_arguments(launch)
+        yield from _two_engines(launch, given)
         if not has_plain_defaults(launch):
             given = TrainingArguments(given.given, complete=False)
         for mismatch in _mismatches(case, launch, given):
             yield _report(launch, mismatch)
+
+
+_REFUSED = (
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "zero_stage",
+    "offload_optimizer_device",
+    "offload_param_device",
+    "offload_param_nvme_path",
+    "offload_optimizer_nvme_path",
+    "zero3_save_16bit_model",
+)
+"""Keys of accelerate's file that DeepSpeedPlugin refuses beside a DeepSpeed file (accelerate 0.20.3 to 1.15.0)."""
+
+
+def _two_engines(launch: Launch, given: TrainingArguments) -> Iterator[Finding]:
+    """``--deepspeed FILE`` although accelerate's own file sets DeepSpeed up."""
+    layer, asked = launch.layer("accelerate"), given.get("deepspeed")
+    if layer is None or layer.config is None or asked is None or asked.text is None or not uses_deepspeed(layer):
+        return
+    section = layer.config.get("deepspeed_config")
+    refused = [key for key in _REFUSED if isinstance(section, dict) and key in section]
+    if layer.config.get("mixed_precision") is not None and layer.option("mixed_precision") is None:
+        refused.append("mixed_precision")
+    if refused and section:
+        yield report(
+            RULE,
+            f"{asked.shown} and {layer.config.name} both set DeepSpeed up: accelerate refuses {', '.join(refused)} "
+            f"beside "
+            "a DeepSpeed file",
+            asked.location,
+            related=[Evidence("accelerate's own settings", layer.config.locate("deepspeed_config"))],
+            fix=Fix(f"Remove one of them: --deepspeed, or {', '.join(refused)} in {layer.config.name}"),
+        )
 
 
 def _mismatches(case: Case, launch: Launch, given: TrainingArguments) -> Iterator[_Mismatch]:

@@ -1,7 +1,8 @@
-"""A chat template that LLaMA-Factory does not have, or not yet."""
+"""A chat template that LLaMA-Factory does not have, or that belongs to another model."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from mgpu_checks.engine import Given, training_arguments, version_of
@@ -80,15 +81,30 @@ _GONE = {
 }
 """Templates by the first release that no longer has them."""
 
+_FAMILIES = {
+    r"qwen|qwq": ("qwen",),
+    r"llama-?2": ("llama2",),
+    r"llama-?3": ("llama3", "mllama"),
+    r"llama-?4": ("llama4",),
+    r"mistral|mixtral|ministral|pixtral": ("mistral", "ministral", "pixtral"),
+    r"gemma": ("gemma",),
+    r"chatglm|glm-?[z4]": ("chatglm", "glm"),
+    r"baichuan": ("baichuan",),
+    r"internlm|intern-?vl": ("intern",),
+}
+"""How models of a family are called, and how the names of their templates start."""
+
+_TUNED = re.compile(r"(?i)instruct|chat|[-_]it\b")
+
 _USES = frozenset({None, "train", "chat", "api", "webchat", "export", "eval"})
 _CHAT = "llamafactory-cli chat --model_name_or_path local/model --template "
 
 RULE = Rule(
     code="MGD406",
     slug="template-mismatch",
-    title="LLaMA-Factory has no such template",
+    title="The template does not fit",
     severity=Severity.ERROR,
-    summary="the chat template's name is not registered in this release",
+    summary="the chat template is not registered in this release, or belongs to another family of models",
     why=(
         "`--template` names one of the templates that LLaMA-Factory registers in its source; each release adds some. "
         "An "
@@ -99,6 +115,9 @@ RULE = Rule(
         Example("a model's name", _CHAT + "qwen2.5"),
         Example("a typing error", _CHAT + "lama3"),
         Example(
+            "another family's", "llamafactory-cli chat --model_name_or_path m/Qwen2.5-7B-Instruct --template llama3"
+        ),
+        Example(
             "newer than the release",
             _CHAT + "qwen3",
             facts={"packages": {"llamafactory": "0.9.2", "transformers": "4.49.0", "torch": "2.5.1"}},
@@ -106,6 +125,11 @@ RULE = Rule(
     ),
     good=(
         Example("a registered name", _CHAT + "qwen"),
+        Example(
+            "two families in one name",
+            "llamafactory-cli chat --model_name_or_path m/R1-Distill-Qwen-Llama-3-Chat --template qwen",
+        ),
+        Example("a base model takes any", "llamafactory-cli chat --model_name_or_path m/Qwen2.5-7B --template llama3"),
         Example("any release may be meant", _CHAT + "qwen3_5", facts={"packages": {"torch": "2.6.0"}}),
         Example("a value that is not known", _CHAT + "$TEMPLATE"),
         Example(
@@ -131,9 +155,15 @@ def find(case: Case) -> Iterator[Finding]:
             continue
         if _is_own_checkout(launch):
             continue
-        template = training_arguments(launch).get("template")
-        if template is not None and template.text is not None:
-            yield from _judge(case, template, template.text)
+        given = training_arguments(launch)
+        template, model = given.get("template"), given.get("model_name_or_path")
+        if template is None or template.text is None:
+            continue
+        fault = next(_judge(case, template, template.text), None)
+        if fault is None and model is not None and model.text is not None:
+            fault = _other_family(template, template.text, model.text)
+        if fault is not None:
+            yield fault
 
 
 def _is_own_checkout(launch: Launch) -> bool:
@@ -159,6 +189,22 @@ def _judge(case: Case, template: Given, name: str) -> Iterator[Finding]:
     elif version is not None and gone is not None and version >= gone:
         message = f"LLaMA-Factory {_dotted(gone)} no longer has the template {name}, {release.version} is installed"
         yield _report(template, name, message, ())
+
+
+def _other_family(template: Given, name: str, model: str) -> Finding | None:
+    """A model that was tuned for conversations, with the template of another family."""
+    base = model.rstrip("/").rsplit("/", 1)[-1]
+    families = [starts for pattern, starts in _FAMILIES.items() if re.search(pattern, base, re.IGNORECASE)]
+    others = [starts for starts in _FAMILIES.values() if name.startswith(starts)]
+    if len(families) != 1 or not _TUNED.search(base) or not others or name.startswith(families[0]):
+        return None
+    return report(
+        RULE,
+        f"{base} was tuned with a {families[0][0]} template, {name} belongs to another family: its answers get worse",
+        template.location,
+        severity=Severity.WARNING,
+        fix=Fix(f"Use the {families[0][0]} template of the release"),
+    )
 
 
 def _near(name: str, known: list[str]) -> tuple[str, ...]:

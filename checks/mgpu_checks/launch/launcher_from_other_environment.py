@@ -26,6 +26,9 @@ _MODULES = {
     "deepspeed": "deepspeed.launcher.runner",
     "llamafactory-cli": "llamafactory.cli",
 }
+_OTHERS = re.compile(r"/(?:envs?|\.?venv|virtualenvs|\.local|(?:ana|mini)conda3?|miniforge3?|mambaforge)/")
+"""Directories that hold the commands of an environment of their own."""
+
 _OTHER = {
     "which": {"torchrun": "/home/me/.local/bin/torchrun", "python": "/opt/env/bin/python"},
     "shebangs": {"/home/me/.local/bin/torchrun": "#!/usr/bin/python3"},
@@ -116,15 +119,26 @@ RULE = Rule(
 
 def find(case: Case) -> Iterator[Finding]:
     """One finding for each launcher whose interpreter lies outside the environment."""
-    if case.mode == "lint" or isinstance(case.facts.which, Unknown) or isinstance(case.facts.python.prefix, Unknown):
+    prefix = _prefix(case)
+    if case.mode == "lint" or prefix is None:
         return
     for launch in case.launches:
         if launch.command.variable("PATH") is not None:
             continue
         for layer in launch.layers:
-            finding = _judge(case, launch, layer, str(case.facts.python.prefix))
+            finding = _judge(case, launch, layer, prefix)
             if finding is not None:
                 yield finding
+
+
+def _prefix(case: Case) -> str | None:
+    """The environment that counts: its prefix, or the directory above its interpreter's."""
+    python = case.facts.python
+    if not isinstance(python.prefix, Unknown):
+        return python.prefix
+    if isinstance(python.executable, Unknown) or "/bin/" not in python.executable:
+        return None
+    return python.executable.rpartition("/bin/")[0]
 
 
 def _judge(case: Case, launch: Launch, layer: Layer, prefix: str) -> Finding | None:
@@ -132,30 +146,31 @@ def _judge(case: Case, launch: Launch, layer: Layer, prefix: str) -> Finding | N
     if isinstance(which, Unknown) or layer.launcher not in _MODULES:
         return None
     name = layer.launcher
-    if not layer.implied:
-        typed = layer.command_words[0].value if layer.command_words else None
-        if typed != name:
-            return None
+    typed = layer.command_words[0].value if layer.command_words else None
     path = which.get(name)
-    line = None if isinstance(shebangs, Unknown) or path is None else shebangs.get(path)
-    interpreter = _interpreter(line)
-    if (
-        path is None
-        or interpreter is None
-        or _inside(interpreter, prefix)
-        or interpreter == case.facts.python.executable
-    ):
+    if path is None or (typed != name and not layer.implied):
         return None
-    module = _MODULES[name]
+    line = None if isinstance(shebangs, Unknown) else shebangs.get(path)
+    if line is None:
+        if _inside(path, prefix) or not _OTHERS.search(path):
+            return None
+        outcome = f"lies in another environment than {prefix}"
+    else:
+        interpreter = _interpreter(line)
+        same = interpreter is None or _inside(interpreter, prefix) or interpreter == case.facts.python.executable
+        if same:
+            return None
+        outcome = f"uses {interpreter}, not the interpreter of {prefix}"
     start = (
         f"llamafactory-cli starts the {name} that PATH finds, and that" if layer.implied else f"{name} is {path} and"
     )
     return report(
         RULE,
-        f"{start} uses {interpreter}, not the interpreter of {prefix}: its workers import other packages",
+        f"{start} {outcome}: its workers import other packages",
         launch.command.locate(layer.span),
-        evidence=[Evidence(f"{path}: {line}")],
-        fix=Fix(f"Put {prefix}/bin first on PATH, or start python -m {module}"),
+        severity=Severity.WARNING if line is None else Severity.ERROR,
+        evidence=[Evidence(path if line is None else f"{path}: {line}")],
+        fix=Fix(f"Put {prefix}/bin first on PATH, or start python -m {_MODULES[name]}"),
     )
 
 

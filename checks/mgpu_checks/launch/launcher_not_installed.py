@@ -126,15 +126,29 @@ def _judge(case: Case, launch: Launch, layer: Layer, word: Word) -> Finding | No
     if mode is not None and isinstance(mode.mode, str) and mode.mode.startswith("-") and "x" not in mode.mode:
         fix = Fix("Make it executable", commands=(f"chmod +x {path}",))
         return _report(launch, word, f"{path} is not executable ({mode.mode}): 'Permission denied'", fix)
-    return None
+    return _left_over(case, launch, word, path)
+
+
+def _left_over(case: Case, launch: Launch, word: Word, path: str) -> Finding | None:
+    """A script whose first line names an interpreter that is gone: its environment was moved or deleted."""
+    line = None if isinstance(case.facts.shebangs, Unknown) else case.facts.shebangs.get(path)
+    interpreter = (line or "").removeprefix("#!").split()[:1]
+    if not interpreter or not interpreter[0].startswith("/"):
+        return None
+    if case.workspace.kind(interpreter[0]) != "missing":
+        return None
+    message = f"{path} starts {interpreter[0]}, which does not exist: 'bad interpreter'"
+    return _report(launch, word, message, Fix("Install it again in the environment that is active"))
 
 
 def _missing(case: Case, launch: Launch, word: Word, name: str) -> Finding | None:
-    """A command that is not on PATH; only this machine's own PATH is known completely."""
+    """A command that is not on PATH; another machine's PATH is known only where its packages agree."""
     owner = _OWNERS.get(name)
-    if case.facts.origin != _THIS_MACHINE or owner is None or isinstance(case.facts.packages, Unknown):
+    if owner is None or isinstance(case.facts.packages, Unknown) or not case.facts.packages:
         return None
     if owner in case.facts.packages:
+        if case.facts.origin != _THIS_MACHINE:
+            return None
         message = f"{name} is not on PATH, although {owner} {case.facts.packages[owner]} is installed"
         return _report(launch, word, message, Fix("Activate its environment, or start it as python -m …"))
     if case.mode != "check" and "torch" not in case.facts.packages:

@@ -30,6 +30,8 @@ _PATTERNS = (
         r"[a-z0-9 _./-]*>)"
     ),
     r"(?<![A-Za-z0-9_])your[-_](?:model|data|dataset|path|project|script|token|username|org|name|hf)[a-z0-9_-]*",
+    r"(?<![\w$])\{[A-Z]{3,}(?:_[A-Z]+)*\}|(?<![\w/])path[-_]to[-_]\w+|(?<![\w.])(?:xxx?\.){2,3}xxx?(?![\w.])",
+    r"(?<![\w.])\d{1,3}\.\d{1,3}\.(?:x{1,3}|\d{1,3})\.x{1,3}(?![\w.])|^(?:\.{3}|…)$",
     r"(?<![A-Za-z0-9_])CHANGE_?ME(?![A-Za-z0-9_])|(?<![A-Za-z0-9_])FIXME(?![A-Za-z0-9_])",
 )
 _LOUD = 2
