@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from mgpu_doctor.knowledge import PackageKnowledge
 from mgpu_doctor.launchers.resolver import resolve
 from mgpu_doctor.model.command import Command, Piece, Variable, Word, Wrapper
 from mgpu_doctor.model.facts import Facts, Gpu
+from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import Launch
 from mgpu_doctor.model.source import Location, Source, Span
 from mgpu_doctor.read.workspace import LocalWorkspace
@@ -75,4 +77,11 @@ def try_launch(
 ) -> Launch | None:
     """What the command would start, None when that is nothing."""
     root = str(directory) if directory is not None else "/nonexistent-directory"
-    return resolve(command(text, wrapper), facts, PackageKnowledge(facts), LocalWorkspace(root, facts))
+    packages = {} if isinstance(facts.packages, Unknown) else facts.packages
+    knowledge = _knowledge(tuple(sorted(packages.items())))
+    return resolve(command(text, wrapper), facts, knowledge, LocalWorkspace(root, facts))
+
+
+@lru_cache(maxsize=16)
+def _knowledge(packages: tuple[tuple[str, str], ...]) -> PackageKnowledge:
+    return PackageKnowledge(Facts("facts.json", packages=dict(packages)))

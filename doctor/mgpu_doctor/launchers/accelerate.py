@@ -273,6 +273,8 @@ def plan(layer: Layer, before: Plan, context: Context) -> Plan:
     nodes = _nodes(facts)
     per_node = _per_node(facts, count, nodes, before)
     hidden = facts.paradigm.value
+    if hidden == "tpu":
+        hidden = Unknown("on a TPU the program itself starts one process a core")
     if isinstance(hidden, Unknown):
         per_node = Setting(hidden, facts.paradigm.origin)
     return replace(
