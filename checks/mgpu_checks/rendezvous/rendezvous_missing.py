@@ -256,15 +256,13 @@ def _of_deepspeed(case: Case, launch: Launch, layer: Layer, nodes: int) -> Findi
     seen = case.workspace.kind(HOSTFILE, launch.command.directory)
     if seen == "file":
         return None
-    where = "does not exist" if seen == "missing" else "is hardly ever there"
+    missing = seen == "missing"
+    where = "does not exist" if missing else "is not known to exist"
     message = f"{nodes} nodes, but no --hostfile, and {HOSTFILE}, the default, {where}: without it deepspeed stops."
-    return _report(
-        launch,
-        message,
-        _nodes_place(launch, layer),
-        "Write a hostfile with one line `HOST slots=N` a node and name it with --hostfile",
-        None,
-    )
+    title = "Write a hostfile with one line `HOST slots=N` a node and name it with --hostfile"
+    # Some platforms put the hostfile there.
+    severity = Severity.ERROR if missing else Severity.ADVICE
+    return _report(launch, message, _nodes_place(launch, layer), title, None, severity)
 
 
 def _nodes_place(launch: Launch, layer: Layer) -> Location | None:
@@ -275,11 +273,19 @@ def _nodes_place(launch: Launch, layer: Layer) -> Location | None:
     return None
 
 
-def _report(launch: Launch, message: str, where: Location | None, title: str, edit: Edit | None) -> Finding:
+def _report(
+    launch: Launch,
+    message: str,
+    where: Location | None,
+    title: str,
+    edit: Edit | None,
+    severity: Severity = Severity.ERROR,
+) -> Finding:
     return report(
         RULE,
         message,
         where or launcher_place(launch),
+        severity=severity,
         evidence=(f"the number of nodes comes from {launch.nodes.origin.detail}",),
         fix=Fix(title, () if edit is None else (edit,)),
     )
