@@ -206,7 +206,7 @@ def _count(launch: Launch) -> str | int | None:
     word = _option_word(launch, _COUNT_OPTIONS)
     if word is not None:
         return _number(word.written)
-    if launch.processes_per_node.origin.kind == "variable":
+    if any(layer.implied for layer in launch.layers):
         for name in _COUNT_VARIABLES:
             variable = launch.command.variable(name)
             if variable is not None and variable.value is not None:
@@ -226,10 +226,11 @@ def _port(launch: Launch) -> str | int | None:
 
 
 def _option_word(launch: Launch, names: tuple[str, ...]) -> Word | None:
+    """The innermost typed option's value word."""
     for layer in reversed(launch.layers):
         for name in names:
             option = layer.option(name)
-            if option is not None and option.values:
+            if option is not None and option.values and not layer.implied:
                 return option.values[0]
     return None
 
