@@ -89,9 +89,18 @@ def test_an_unquoted_no_is_no_and_devices_on_the_command_line_ask_for_more() -> 
     assert "--multi_gpu --num_processes 2 --config_file" in mended(finding)
 
 
-def test_a_single_process_file_that_was_chosen_is_left_alone() -> None:
+def test_a_single_process_file_that_was_chosen_is_advice() -> None:
     command = "accelerate launch --config_file c.yaml train.py"
-    assert found(config_single_process, command, files={"c.yaml": SINGLE, "train.py": ""}) == ()
+    (finding,) = found(config_single_process, command, files={"c.yaml": SINGLE, "train.py": ""})
+    assert finding.severity is Severity.ADVICE
+
+
+def test_a_training_loop_of_its_own_is_advice() -> None:
+    loop = "import torch\n\nfor batch in data:\n    model(batch).backward()\n"
+    (finding,) = found(data_parallel_fallback, "python train.py", files={"train.py": loop})
+    assert finding.severity is Severity.ADVICE
+    distributed = loop + "from torch.nn.parallel import DistributedDataParallel\nDistributedDataParallel(model)\n"
+    assert found(data_parallel_fallback, "python train.py", files={"train.py": distributed}) == ()
 
 
 def test_the_default_file_names_only_what_the_command_leaves_to_it() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from judging import found, mended
 
+from judging import found, mended
 from mgpu_checks.hub import dataset_not_registered, template_mismatch
 from mgpu_checks.launch import (
     argument_order_broken,
@@ -71,12 +71,13 @@ def test_a_retired_name_is_left_alone_where_the_release_is_not_known() -> None:
     assert ["--gpus" in finding.message for finding in gpus] == [True]
 
 
-def test_a_checkouts_own_arguments_are_left_alone() -> None:
+def test_a_checkouts_own_arguments_are_advice() -> None:
     files = {"src/train.py": "from llamafactory.train.tuner import run_exp\n\nrun_exp()\n"}
     command = "torchrun --nproc-per-node 2 src/train.py --stage sft --our_own_loss true"
-    assert found(target_option_unknown, command, files=files, known=False) == ()
-    (finding,) = found(target_option_unknown, f"{command} --learning_rte 1", files=files, known=False)
-    assert "--learning_rate 1" in mended(finding)
+    (own,) = found(target_option_unknown, command, files=files, known=False)
+    assert own.severity is Severity.ADVICE
+    slip, _ = found(target_option_unknown, f"{command} --learning_rte 1", files=files, known=False)
+    assert "--learning_rate 1" in mended(slip)
 
 
 def test_one_key_of_a_shared_file_is_named_once() -> None:
@@ -192,9 +193,10 @@ def test_a_slip_in_a_data_sets_name_is_mended() -> None:
     assert mended(finding) == YAML + "dataset: demo\n"
 
 
-def test_a_working_directory_that_nothing_confirms_is_no_finding() -> None:
+def test_a_working_directory_that_nothing_confirms_is_advice() -> None:
     command = "llamafactory-cli train --stage sft --do_train --model_name_or_path m --dataset demo --output_dir out"
-    assert found(dataset_not_registered, command) == ()
+    (finding,) = found(dataset_not_registered, command)
+    assert finding.severity is Severity.ADVICE
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def _terms(launch: Launch, config: ConfigFile) -> _Terms | None:
     values = {name: config.get(name) for name in (_TRAIN, _MICRO, _STEPS)}
     filled: dict[str, int | None] = {}
     trainer = trains_with_arguments(launch)
-    if not trainer and not _is_own(launch):
+    if not trainer and not _is_own(launch) and not isinstance(launch.target.program, Unknown):
         return None
     given = training_arguments(launch)
     defaults = has_plain_defaults(launch)
@@ -201,10 +201,12 @@ def _report(launch: Launch, config: ConfigFile, terms: _Terms, world: int, produ
     if config.source is not None and terms.micro is not None and terms.steps is not None:
         value = '"auto"' if trains_with_arguments(launch) else str(product)
         fix = Fix(f"Set train_batch_size to {value}", (Edit(config.source, Span(*entry.span), value),))
+    sure = trains_with_arguments(launch) or _is_own(launch)
     return report(
         RULE,
         message,
         config.locate(_TRAIN),
+        severity=Severity.ERROR if sure else Severity.ADVICE,
         related=[Evidence(f"{world} processes", launch.world_size.origin.location)],
         fix=fix,
     )

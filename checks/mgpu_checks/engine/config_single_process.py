@@ -134,9 +134,11 @@ def _judge(case: Case, launch: Launch, layer: Layer, config: ConfigFile) -> Iter
     elif config.get("use_cpu") is True and offered is not None and offered > 1:
         message = f"{config.name} says use_cpu: true: one process works on the CPU, and {offered} GPUs stay unused"
         yield _report(launch, layer, config, message, config.locate("use_cpu"), offered)
-    elif offered is not None and offered > 1 and (layer.config_is_default or _lists_devices(launch)):
+    elif offered is not None and offered > 1:
         message = f"{config.name} says distributed_type: NO: one process uses one of {offered} visible GPUs"
-        yield _report(launch, layer, config, message, None, offered)
+        asked_for = layer.config_is_default or _lists_devices(launch)
+        severity = Severity.WARNING if asked_for else Severity.ADVICE
+        yield _report(launch, layer, config, message, None, offered, severity)
 
 
 def _lists_devices(launch: Launch) -> bool:
@@ -146,7 +148,13 @@ def _lists_devices(launch: Launch) -> bool:
 
 
 def _report(
-    launch: Launch, layer: Layer, config: ConfigFile, message: str, place: Location | None, count: int | None = None
+    launch: Launch,
+    layer: Layer,
+    config: ConfigFile,
+    message: str,
+    place: Location | None,
+    count: int | None = None,
+    severity: Severity = Severity.ERROR,
 ) -> Finding:
     decisive = config.locate("distributed_type")
     end = layer.command_words[-1].span.end
@@ -156,7 +164,7 @@ def _report(
         RULE,
         message,
         place or launch.command.locate(layer.span),
-        severity=Severity.ERROR if count is None or config.get("use_cpu") is True else Severity.WARNING,
+        severity=severity,
         evidence=[] if decisive is None else [f"{decisive}: distributed_type: {config.get('distributed_type')}"],
         fix=fix,
     )

@@ -113,34 +113,42 @@ def _program(launch: Launch, program: Program, count: int) -> Iterator[Finding]:
     others = ("spawns-ranks", "lightning-trainer", "run-exp", "device-map", "deepspeed-initialize", "subprocess-launch")
     if program.first(*others, "init-process-group", "deepspeed-inference", "colossalai-launch") is not None:
         return
-    if not program.imports_any("transformers", "trl", "accelerate", "unsloth") or program.imports_any(
-        "ray", "verl", "openrlhf"
-    ):
+    if program.imports_any("ray", "verl", "openrlhf", "vllm", "mpi4py", "horovod", "jax"):
         return
     trainer, accelerator = program.first("trainer"), program.first("accelerator")
-    if accelerator is not None and trainer is None:
-        message = (
-            f"{count} GPUs are visible, but python starts one process, and {accelerator.detail} uses the first alone"
-        )
-        yield _report(launch, program, accelerator, message, count)
-    elif trainer is not None and program.imports_any("unsloth"):
-        message = f"{count} GPUs are visible, but python starts one process, and Unsloth works on one GPU"
-        yield _report(launch, program, trainer, message, count)
-    elif trainer is not None:
-        message = (
-            f"{count} GPUs are visible, but python starts one process: {trainer.detail} falls back to DataParallel, "
-            "one thread that feeds all of them"
-        )
-        yield _report(launch, program, trainer, message, count)
+    start = f"{count} GPUs are visible, but python starts one process"
+    if trainer is not None and program.imports_any("unsloth"):
+        yield _report(launch, program, trainer, f"{start}, and Unsloth works on one GPU", count)
+    elif trainer is not None and program.imports_any("transformers", "trl", "accelerate"):
+        outcome = f"{trainer.detail} falls back to DataParallel, one thread that feeds all of them"
+        yield _report(launch, program, trainer, f"{start}: {outcome}", count)
+    elif accelerator is not None and trainer is None:
+        yield _report(launch, program, accelerator, f"{start}, and {accelerator.detail} uses the first alone", count)
+    elif trainer is None:
+        yield from _own_loop(launch, program, start, count)
 
 
-def _report(launch: Launch, program: Program, seen: Seen, message: str, count: int) -> Finding:
+def _own_loop(launch: Launch, program: Program, start: str, count: int) -> Iterator[Finding]:
+    """A training loop of the program's own: what it does with the other GPUs is its choice, so this is advice."""
+    wrapped, loop = program.first("data-parallel"), program.first("backward")
+    if wrapped is not None:
+        message = f"{start}: DataParallel feeds all of them from one thread"
+        yield _report(launch, program, wrapped, message, count, Severity.ADVICE)
+    elif loop is not None and program.first("ddp", "fsdp", "local-rank-use") is None:
+        message = f"{start}, and the training loop distributes nothing: one GPU works"
+        yield _report(launch, program, loop, message, count, Severity.ADVICE)
+
+
+def _report(
+    launch: Launch, program: Program, seen: Seen, message: str, count: int, severity: Severity = Severity.WARNING
+) -> Finding:
     fixes = []
     python = launch.layer("python")
     if python is not None and launch.target.kind == "script" and len(python.command_words) == 1:
         words = python.command_words[0]
         edit = replace(launch.command.source, words.span, f"torchrun --nproc-per-node {count}")
-        if not python.argument_words and words.origin is None:
+        ready = severity is Severity.WARNING and not python.argument_words and words.origin is None
+        if ready:
             fixes.append(Fix(f"Start {count} processes with torchrun", (edit,)))
     one = Fix(
         "Make one GPU visible", (insert(launch.command.source, launch.command.span.start, "CUDA_VISIBLE_DEVICES=0 "),)
@@ -149,6 +157,7 @@ def _report(launch: Launch, program: Program, seen: Seen, message: str, count: i
         RULE,
         message,
         launch.command.locate(python.span if python is not None else launch.command.span),
+        severity=severity,
         related=[Evidence(seen.detail or seen.kind, program.locate(seen))],
         fix=fixes[0] if fixes else None,
         alternatives=[one]

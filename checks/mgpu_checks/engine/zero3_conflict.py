@@ -9,6 +9,7 @@ from mgpu_checks.engine import (
     deepspeed_file,
     is_training,
     may_be_before,
+    source_matches,
     training_arguments,
     version_of,
     zero_stage,
@@ -189,6 +190,15 @@ def _in_program(case: Case, program: Program) -> Iterator[_Conflict]:
             if refuses is not False:
                 message = "low_cpu_mem_usage=True with ZeRO-3: from_pretrained refuses it before transformers 4.51"
                 yield message, program.locate(seen), Severity.ERROR if refuses else Severity.WARNING
+
+    for place in source_matches(program, r"synced_gpus\s*=\s*False"):
+        message = (
+            "synced_gpus=False with ZeRO-3: a rank that finishes early leaves the others waiting for its parameters"
+        )
+        yield message, place, Severity.WARNING
+    patched = program.first("from-pretrained", "trainer") if program.imports_any("unsloth") else None
+    if patched is not None:
+        yield "Unsloth with ZeRO-3: it patches whole layers on one GPU", program.locate(patched), Severity.WARNING
 
 
 def _refuses_low_cpu(case: Case) -> bool | None:

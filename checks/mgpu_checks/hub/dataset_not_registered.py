@@ -138,8 +138,9 @@ def _look(
     path = f"{folder.rstrip('/')}/{_INFO}"
     kind = case.workspace.kind(path, directory)
     if kind == "missing":
-        if _is_here(case, launch, folder):
-            yield _missing(launch, given, path)
+        sure = _is_here(case, launch, folder)
+        if sure or case.mode == "check":
+            yield _missing(launch, given, path, Severity.ERROR if sure else Severity.ADVICE)
         return
     if kind != "file":
         return
@@ -163,13 +164,14 @@ def _is_here(case: Case, launch: Launch, folder: str) -> bool:
     return case.workspace.kind(folder, launch.command.directory) == "directory"
 
 
-def _missing(launch: Launch, given: TrainingArguments, path: str) -> Finding:
+def _missing(launch: Launch, given: TrainingArguments, path: str, severity: Severity) -> Finding:
     argument = given.get("dataset_dir") or given.get("dataset") or given.get("eval_dataset")
     where = "" if launch.command.directory is None else f" below {launch.command.directory}"
     return report(
         RULE,
         f"{path} does not exist{where}: LLaMA-Factory stops with 'Cannot open {path}'",
         argument.location if argument is not None else launch.command.locate(launch.command.span),
+        severity=severity,
         fix=Fix("Run it where the folder lies, or give dataset_dir as an absolute path"),
     )
 

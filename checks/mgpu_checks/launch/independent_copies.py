@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mgpu_checks.engine import source_matches
-from mgpu_doctor.authoring import Case, Example, Finding, Fix, Launch, Layer, Reference, Rule, Severity, Unknown, report
+from mgpu_doctor.authoring import (
+    Case,
+    Evidence,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Layer,
+    Reference,
+    Rule,
+    Severity,
+    Unknown,
+    report,
+)
 
 _READS_MPI = r"OMPI_COMM_WORLD|PMI_|PMIX_|MPI4PY|mpi4py|SLURM_|MV2_COMM|init_distributed|slurm|horovod|jax\.distributed"
 """Signs that a program finds its rank by itself under mpirun or srun."""
@@ -69,7 +82,10 @@ def find(case: Case) -> Iterator[Finding]:
     """One finding for each launch whose processes form no group."""
     for launch in case.launches:
         count = _count(launch)
-        if count is None or count < 2 or not _are_copies(launch):
+        if count is None or count < 2:
+            continue
+        if not _are_copies(launch):
+            yield from _cpu_group(launch, count)
             continue
         layer = _starter(launch)
         name = layer.launcher if layer is not None else "the launcher"
@@ -79,6 +95,29 @@ def find(case: Case) -> Iterator[Finding]:
             launch.command.locate(layer.span if layer is not None else launch.command.span),
             fix=Fix("Start torchrun or accelerate once on each node, instead of python in every task"),
         )
+
+
+def _cpu_group(launch: Launch, count: int) -> Iterator[Finding]:
+    """An Accelerator or Trainer under mpirun: what group it makes, it makes of CPUs."""
+    layer, program = _starter(launch), launch.target.program
+    if layer is None or layer.launcher not in _STARTERS or isinstance(program, Unknown):
+        return
+    if launch.groups.known or any(
+        launch.command.variable(name) is not None for name in ("LOCAL_RANK", "ACCELERATE_USE_CPU")
+    ):
+        return
+    seen = program.first("trainer", "accelerator")
+    if seen is None or next(source_matches(program, _READS_MPI), None) is not None:
+        return
+    yield report(
+        RULE,
+        f"{layer.launcher} starts {count} processes without LOCAL_RANK: {seen.detail} makes at most a group of CPUs of "
+        "them, none of GPUs",
+        launch.command.locate(layer.span),
+        severity=Severity.ADVICE,
+        related=[Evidence(seen.detail, program.locate(seen))],
+        fix=Fix("Start torchrun or accelerate once on each node, instead of python in every task"),
+    )
 
 
 def _starter(launch: Launch) -> Layer | None:

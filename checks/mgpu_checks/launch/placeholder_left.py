@@ -87,7 +87,7 @@ def find(case: Case) -> Iterator[Finding]:
     """One finding for each placeholder in the words of a launch."""
     for launch in case.launches:
         quiet = case.mode == "lint" or launch.command.source.kind in ("markdown", "rst")
-        for text, place in _placeholders(launch, quiet):
+        for text, place in _placeholders(launch, launch.command.source.kind in ("markdown", "rst")):
             yield report(
                 RULE,
                 f"{text} is a placeholder: it has to be replaced before the command can work",

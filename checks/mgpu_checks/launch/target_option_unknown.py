@@ -211,8 +211,9 @@ class _Known:
         return any(flag.startswith(name) for flag in known)
 
     def severity(self, name: str, similar: tuple[str, ...]) -> Severity:
-        """Advice where only the text is judged and a newer release may have the name."""
-        return Severity.ADVICE if self.only_text and not similar and name not in _GPUS else Severity.ERROR
+        """Advice where a newer release or a changed checkout may have the name."""
+        sure = self.certain or bool(similar) or name in _GPUS or not (self.only_text or self.own_checkout)
+        return Severity.ERROR if sure else Severity.ADVICE
 
     def where(self) -> str:
         if self.release.version is None:
@@ -239,7 +240,7 @@ def _judge(launch: Launch, known: _Known) -> Iterator[Finding]:
 
 def _argument(launch: Launch, known: _Known, argument: Argument) -> Finding | None:
     similar = closest(str(argument.name), known.flags)
-    if known.own_checkout and not known.certain and not similar:
+    if known.own_checkout and known.only_text and not similar:
         return None
     source = launch.command.source
     flag = str(argument.flag)
