@@ -98,9 +98,12 @@ def test_the_users_default_file_counts_unless_cpu_is_asked_for() -> None:
     assert launch("accelerate launch --cpu t.py", facts).world_size.value == 1
 
 
-def test_an_unknown_default_file_leaves_it_open_unless_a_switch_decides() -> None:
+def test_an_unknown_default_file_leaves_it_open_unless_the_command_decides() -> None:
     facts = replace(HOST, accelerate_default_config=Unknown("not looked at"))
-    assert isinstance(launch("accelerate launch --num_processes 4 t.py", facts).world_size.value, Unknown)
+    assert isinstance(launch("accelerate launch t.py", facts).world_size.value, Unknown)
+    assumed = launch("accelerate launch --num_processes 4 t.py", facts)
+    assert assumed.world_size.value == 4
+    assert any("default_config.yaml" in note for note in assumed.notes)
     assert launch("accelerate launch --multi_gpu --num_processes 4 t.py", facts).world_size.value == 4
 
 

@@ -161,11 +161,22 @@ def _config(layer: Layer, context: Context) -> tuple[ConfigFile | Unknown | None
     if layer.option("cpu") is not None:
         return None, False
     text = context.facts.accelerate_default_config
-    if text is None:
-        return None, False
-    if isinstance(text, Unknown):
+    if isinstance(text, Unknown) and layer.option("num_processes") is None:
         return Unknown(f"whether there is a default configuration file is not known: {text.reason}"), True
+    if text is None or isinstance(text, Unknown):
+        return None, False
     return read_default_config(text), True
+
+
+def _assumption(layer: Layer, context: Context) -> tuple[str, ...]:
+    """What is said when nobody looked for a default file and the command itself says how many processes are meant."""
+    if not isinstance(context.facts.accelerate_default_config, Unknown) or layer.opaque is not None:
+        return ()
+    if layer.option("num_processes") is None:
+        return ()
+    if any(layer.option(dest) is not None for dest in ("config_file", "cpu", *PARADIGMS)):
+        return ()
+    return (f"It is assumed that accelerate's {DEFAULT_CONFIG} does not exist there: it would decide otherwise.",)
 
 
 def read_default_config(text: str) -> ConfigFile:
@@ -263,6 +274,7 @@ def _refused_gpu_ids(layer: Layer, config: ConfigFile | Unknown | None) -> tuple
 
 def plan(layer: Layer, before: Plan, context: Context) -> Plan:
     """The processes that launch_command() starts."""
+    before = replace(before, notes=(*before.notes, *_assumption(layer, context)))
     config = _usable(_config(layer, context)[0])
     facts = _Facts(layer, context, config, Setting("none", Origin("default", "")))
     count = _merged_number(facts, "num_processes")
