@@ -226,9 +226,19 @@ def many_nodes(launch: Launch) -> int | None:
     return nodes if nodes is not None and nodes > 1 else None
 
 
-def is_hidden(setting: Setting[int] | Setting[str] | None) -> bool:
-    """Whether only an environment that nobody looked at could tell the value."""
-    return setting is not None and isinstance(setting.value, Unknown) and setting.origin.kind == "facts"
+def is_first_node(launch: Launch) -> bool:
+    """Whether the text says that this is the node with rank 0 of a static rendezvous."""
+    layer = binding_layer(launch)
+    if layer is None:
+        return False
+    backend = layer.option("rdzv_backend")
+    if backend is not None and backend.value != "static":
+        return False
+    if layer.implied:
+        variable = launch.command.variable("NODE_RANK")
+        return variable is not None and variable.text == "0"
+    rank = layer.option("machine_rank" if layer.launcher == "accelerate" else "node_rank")
+    return rank is not None and rank.value == "0"
 
 
 def chain(command: Command) -> tuple[Command, ...]:

@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterator
 
 from mgpu_checks.rendezvous import (
+    at_least,
     binding_layer,
     host_of,
+    is_first_node,
     is_loopback,
     is_typed,
     many_nodes,
@@ -51,6 +53,11 @@ RULE = Rule(
             "loopback", "torchrun --nnodes 2 --node_rank 1 --master_addr 127.0.0.1 --master_port 29500 t.py", facts=None
         ),
         Example(
+            "loopback on the first node, with a release that hands it on",
+            "torchrun --nnodes 2 --node_rank 0 --master_addr 127.0.0.1 --master_port 29500 train.py",
+            facts={"packages": {"torch": "2.1.2"}},
+        ),
+        Example(
             "an endpoint on each node itself",
             "torchrun --nnodes=4 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=localhost:29500 train.py",
             facts=None,
@@ -87,12 +94,21 @@ RULE = Rule(
             "the first node's address",
             "torchrun --nnodes 2 --node_rank 0 --master_addr 10.0.0.5 --master_port 29500 train.py",
         ),
+        Example(
+            "the first node may call itself so",
+            "torchrun --nnodes 2 --node_rank 0 --master_addr 127.0.0.1 --master_port 29500 train.py",
+        ),
         Example("one node", "torchrun --nnodes 1 --master_addr localhost --master_port 29500 train.py"),
         Example("not known", 'torchrun --nnodes 2 --rdzv_backend c10d --rdzv_endpoint "$HEAD:29500" t.py', facts=None),
         Example(
             "two nodes tried on one machine",
             "torchrun --nnodes 2 --node_rank 0 --master_addr 127.0.0.1 --master_port 29600 a.py &\n"
             "torchrun --nnodes 2 --node_rank 1 --master_addr 127.0.0.1 --master_port 29600 a.py\n",
+        ),
+        Example(
+            "the first node by loopback, the second by its address",
+            lint=("node0.sh", "node1.sh"),
+            files={"node0.sh": TWO.format(rank=0, host="127.0.0.1"), "node1.sh": TWO.format(rank=1, host="10.0.0.5")},
         ),
         Example(
             "the same on both",
@@ -108,6 +124,11 @@ RULE = Rule(
         Reference(
             "torch 2.6.0, elastic/rendezvous/static_tcp_rendezvous.py",
             "rank 0 opens the store, the others connect to the address",
+        ),
+        Reference(
+            "torch 1.13.1 to 2.3.1 and 2.4.1 to 2.13.0, elastic/agent/server/api.py _rendezvous()",
+            "up to 2.3.1 the first agent writes its master_addr into the store and all others read it there; from "
+            "2.4.1 on each takes its own",
         ),
         Reference("accelerate 1.7.0, utils/launch.py", "main_process_ip becomes torchrun's master_addr"),
         Reference("llamafactory 0.9.3, cli.py", "MASTER_ADDR becomes torchrun's --master_addr"),
@@ -144,6 +165,15 @@ def _fault(case: Case, launch: Launch, host: str, word: Word, option: Option) ->
     if is_loopback(host) or host == "0.0.0.0":  # noqa: S104 - an address in somebody's text
         if _is_rehearsal(case, launch):
             return None, None
+        if is_first_node(launch):
+            # The first node may call itself so, unless its agent hands the address on.
+            torch = case.knowledge.release("torch")
+            if not torch.certain or at_least(torch.version, 2, 4) is not False:
+                return None, None
+            return (
+                f"with torch {torch.version} the first node hands it on to the others, which then ask themselves",
+                None,
+            )
         return "it leads every node to itself, so that each waits there alone", None
     bare = _bare(host) if option.dest != "rdzv_endpoint" else None
     if bare is not None:
@@ -195,6 +225,9 @@ def _different(case: Case) -> Iterator[Finding]:
         groups.setdefault((posixpath.dirname(source.name), *words), []).append((launch, address[1], address[0]))
     for members in groups.values():
         first, *others = members
+        if is_loopback(host_of(first[2].value or "", first[1])):
+            # The first node may call itself so; the others cannot.
+            continue
         ranks = {launch.node_rank.known for launch, _, _ in members}
         if len(ranks) != len(members) or len({launch.command.source.name for launch, _, _ in members}) != len(members):
             continue

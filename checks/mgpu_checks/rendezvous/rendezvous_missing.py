@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from mgpu_checks.rendezvous import (
     binding_layer,
     inherits,
+    is_first_node,
     is_torchrun,
     launcher_place,
     many_nodes,
@@ -160,6 +161,9 @@ def _of_torchrun(case: Case, launch: Launch, layer: Layer, nodes: int) -> Findin
         return None
     where = "localhost" if backend is not None and backend.value == "c10d" else "127.0.0.1"
     message = f"{nodes} nodes, but no address: each node waits for the others on {where}, that is on itself."
+    first = is_first_node(launch)
+    if first:
+        message = f"{nodes} nodes, but no address: node 0 listens, yet where the others find it is said nowhere."
     edit = None
     title = "Add --master_addr with the first node's address, and one --master_port, on every node"
     if exported is not None:
@@ -170,7 +174,8 @@ def _of_torchrun(case: Case, launch: Launch, layer: Layer, nodes: int) -> Findin
             title = "Hand MASTER_ADDR to torchrun"
     elif backend is not None:
         title = "Add --rdzv_endpoint FIRST_NODE:29500, the same on every node"
-    return _report(launch, message, _nodes_place(launch, layer), title, edit)
+    severity = Severity.WARNING if first else Severity.ERROR
+    return _report(launch, message, _nodes_place(launch, layer), title, edit, severity)
 
 
 def _of_accelerate(launch: Launch, layer: Layer, nodes: int) -> Finding | None:
@@ -238,9 +243,13 @@ def _of_llamafactory(case: Case, launch: Launch, nodes: int) -> Finding | None:
     edit = None
     if missing == ["MASTER_PORT"]:
         edit = insert(command.source, command.span.start, "MASTER_PORT=29500 ")
+    severity = Severity.ERROR
+    if missing == ["MASTER_ADDR"] and is_first_node(launch):
+        severity = Severity.WARNING
+        message = f"{nodes} nodes, but no MASTER_ADDR: node 0 listens, yet where the others find it is said nowhere."
     variable = command.variable("NNODES")
     where = variable.location if variable is not None else None
-    return _report(launch, message, where, f"Set {' and '.join(missing)}, the same on every node", edit)
+    return _report(launch, message, where, f"Set {' and '.join(missing)}, the same on every node", edit, severity)
 
 
 def _asked_of_deepspeed(layer: Layer | None) -> int | None:
