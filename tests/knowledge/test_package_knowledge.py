@@ -87,7 +87,16 @@ def test_an_editable_install_is_followed(site: Path, tmp_path_factory: pytest.Te
     assert "--ours" in flags(PackageKnowledge(NO_FACTS, (str(elsewhere),)).options("deepspeed"))
 
 
-@pytest.mark.parametrize("text", ["def parse_args(:\n", "", "x = 1\n", "\x00"])
+ENDLESS = """
+import argparse
+X = X
+def parse_args():
+    p = argparse.ArgumentParser()
+    p.add_argument("--x", default=X)
+"""
+
+
+@pytest.mark.parametrize("text", ["def parse_args(:\n", "", "x = 1\n", "\x00", ENDLESS, "x = " + "-" * 100_000 + "1\n"])
 def test_a_damaged_package_falls_back_to_the_tables_and_says_so(site: Path, text: str) -> None:
     (site / "deepspeed" / "launcher" / "runner.py").write_text(text, encoding="utf-8")
     knowledge = PackageKnowledge(NO_FACTS, (str(site),))

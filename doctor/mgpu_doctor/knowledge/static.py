@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from mgpu_doctor.knowledge import tables
 from mgpu_doctor.knowledge.dataclass_fields import read_fields
@@ -10,6 +13,22 @@ from mgpu_doctor.knowledge.declared import ParserTable, UnreadableSourceError
 from mgpu_doctor.knowledge.layout import GROUPS, LAUNCHERS, OUTSIDE, SUBCOMMANDS, Reading, Tables
 from mgpu_doctor.knowledge.reader import Names, parse_module, read_parser
 from mgpu_doctor.model.launch import OptionSpec
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _bounded(read: Callable[P, T]) -> Callable[P, T]:
+    """The reader, with source that refers to itself without end refused as unreadable."""
+
+    @wraps(read)
+    def reader(*arguments: P.args, **keywords: P.kwargs) -> T:
+        try:
+            return read(*arguments, **keywords)
+        except RecursionError as error:
+            raise UnreadableSourceError("the source refers to itself without end") from error
+
+    return reader
 
 
 def names_of(reading: Reading, module: str) -> Names:
@@ -24,6 +43,7 @@ def names_of(reading: Reading, module: str) -> Names:
     return parse_module(text, module, reading.module)
 
 
+@_bounded
 def read_launcher(launcher: str, reading: Reading) -> ParserTable:
     """The parser of a launcher.
 
@@ -39,6 +59,7 @@ def read_launcher(launcher: str, reading: Reading) -> ParserTable:
     return ParserTable(tuple(options), abbreviations)
 
 
+@_bounded
 def read_llamafactory(reading: Reading, group: str) -> tuple[OptionSpec, ...]:
     """LLaMA-Factory's own arguments of a parser, transformers' left out; without further spellings.
 
@@ -67,6 +88,7 @@ def read_llamafactory(reading: Reading, group: str) -> tuple[OptionSpec, ...]:
     return tuple(found.values())
 
 
+@_bounded
 def read_training_arguments(reading: Reading, class_name: str) -> tuple[OptionSpec, ...]:
     """The fields of transformers' ``TrainingArguments`` or ``Seq2SeqTrainingArguments``; without further spellings.
 
