@@ -88,3 +88,21 @@ def test_tune_run_without_options_is_one_process() -> None:
     assert found is not None
     before = one_process(8)
     assert plan(found.layer, before, context_of(text)) == before
+
+
+def test_trl_trains_inside_accelerate() -> None:
+    found = peeled("trl sft --model_name_or_path m")
+    assert found is not None
+    assert (found.layer.launcher, found.rest[0].value) == ("trl", "sft")
+
+
+@pytest.mark.parametrize("text", ["trl vllm-serve --model m", "trl env", "axolotl preprocess c.yml"])
+def test_other_subcommands_of_trl_and_axolotl_are_plain_commands(text: str) -> None:
+    assert peeled(text) is None
+
+
+@pytest.mark.parametrize("text", ["trl sft --num_processes 4", "axolotl train c.yml", "trl sft --model m"])
+def test_what_is_handed_to_accelerate_is_not_guessed(text: str) -> None:
+    found = peeled(text)
+    assert found is not None
+    assert isinstance(plan(found.layer, one_process(8), context_of(text)).processes_per_node.value, Unknown)

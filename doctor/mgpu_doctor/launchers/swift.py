@@ -1,4 +1,4 @@
-"""Console commands that are launches of their own: ms-swift, its ``megatron``, torchtune, trl.
+"""Console commands that are launches of their own: ms-swift, its ``megatron``, torchtune, trl, axolotl.
 
 ``swift SUBCOMMAND`` starts its script in one process, or through ``python -m torch.distributed.run`` when
 NPROC_PER_NODE or NNODES is set and the sub-command is one that may (ms-swift 2.6.1 and 3.9.0,
@@ -19,13 +19,14 @@ from mgpu_doctor.launchers.llamafactory import (
     SUBCOMMAND,
     given_word,
     lookup,
+    made_word,
     release_at_least,
     subcommand,
     torchrun_options,
 )
 from mgpu_doctor.launchers.variables import program_name
 from mgpu_doctor.model.command import Word
-from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import Layer, Option, OptionSpec
 
 TUNE = "tune run"
@@ -44,6 +45,22 @@ SUBCOMMANDS = {
 }  # fmt: skip
 """Every sub-command of the releases named above."""
 
+STARTS_ACCELERATE = {
+    "trl": frozenset({"sft", "dpo", "kto", "grpo", "reward", "rloo"}),
+    "axolotl": frozenset({"train"}),
+}
+"""Console commands whose sub-commands run inside ``accelerate launch``."""
+
+_ARGUMENTS = OptionSpec("arguments", (), nargs="...")
+_LAUNCH_OPTIONS = (
+    "--num_processes",
+    "--accelerate_config",
+    "--config_file",
+    "--multi_gpu",
+    "--num_machines",
+    "--launcher",
+)
+
 _VARIABLES = ("NPROC_PER_NODE", "MASTER_PORT", "NNODES", "NODE_RANK", "MASTER_ADDR")
 _DISTRIBUTED_2 = frozenset({"pt", "sft", "dpo", "orpo", "simpo", "rlhf"})
 _DISTRIBUTED_3 = frozenset({"pt", "sft", "rlhf", "infer"})
@@ -59,6 +76,12 @@ def peel(words: tuple[Word, ...], form: str, context: Context) -> Peeled | None:
     name = program_name(words[0])
     if name == "tune" and words[1].value == "run":
         return _peel_tune(words, context)
+    if name in STARTS_ACCELERATE and words[1].value in STARTS_ACCELERATE[name]:
+        option = Option(SUBCOMMAND, words[1].shown, (words[1],), words[1].span, words[1].value)
+        own = Option(_ARGUMENTS, words[1].shown, words[2:], words[1].span) if len(words) > 2 else None
+        options = (option,) if own is None else (option, own)
+        layer = Layer(name, words[:1], (), options, context.knowledge.release(name))
+        return Peeled(layer, words[1:], "command")
     if name is None or name not in LAUNCHERS:
         return None
     given = words[1].value
@@ -71,7 +94,7 @@ def peel(words: tuple[Word, ...], form: str, context: Context) -> Peeled | None:
 
 def implied(layer: Layer, before: Plan, context: Context) -> Layer | Unknown | None:
     """The torchrun that the command starts by itself, None when it starts none."""
-    if layer.launcher == TUNE:
+    if layer.launcher == TUNE or layer.launcher in STARTS_ACCELERATE:
         return None
     given = subcommand(layer)
     if given is None:
@@ -91,6 +114,8 @@ def implied(layer: Layer, before: Plan, context: Context) -> Layer | Unknown | N
 
 def plan(layer: Layer, before: Plan, context: Context) -> Plan:
     """The command's own process; an implied torchrun layer does the rest. ``tune run`` obeys its options."""
+    if layer.launcher in STARTS_ACCELERATE:
+        return _inside_accelerate(layer, before, context)
     if layer.launcher != TUNE or not layer.argument_words:
         return before
     given = replace(layer, launcher="torchrun")
@@ -113,3 +138,22 @@ def _peel_tune(words: tuple[Word, ...], context: Context) -> Peeled:
     if parsed.target is None:
         return Peeled(layer, (), "none")
     return Peeled(layer, (parsed.target, *parsed.rest), "command")
+
+
+def _inside_accelerate(layer: Layer, before: Plan, context: Context) -> Plan:
+    """What ``accelerate launch`` without options starts; unknown when the command hands options on to it."""
+    from mgpu_doctor.launchers import accelerate
+
+    arguments = layer.option("arguments")
+    given = [word.known_prefix.partition("=")[0] for word in arguments.values] if arguments is not None else []
+    at = layer.command_words[0].span
+    if layer.launcher == "trl" and not any(flag in _LAUNCH_OPTIONS for flag in given):
+        words = tuple(made_word(text, at) for text in ("accelerate", "launch", "script.py"))
+        peeled = accelerate.peel(words, "command", context)
+        if peeled is not None:
+            return accelerate.plan(peeled.layer, before, context)
+    reason = Unknown(f"{layer.launcher} starts accelerate launch with options of its own")
+    origin = Origin("derived", layer.launcher)
+    unknown: Setting[int] = Setting(reason, origin)
+    groups: Setting[bool] = Setting(reason, origin)
+    return replace(before, processes_per_node=unknown, nodes=unknown, node_rank=unknown, groups=groups)

@@ -23,7 +23,14 @@ _OTHER_PLACES = (
 )  # fmt: skip
 """Wrappers behind which paths are another machine's, container's or directory's."""
 
-_SUBCOMMAND_LAYERS = frozenset({"llamafactory-cli", "swift", "megatron"})
+_SUBCOMMAND_LAYERS = {
+    "llamafactory-cli": "llamafactory",
+    "swift": "swift",
+    "megatron": "swift",
+    "trl": "trl",
+    "axolotl": "axolotl",
+}
+"""Console commands whose first argument is a sub-command, by framework."""
 
 _PACKAGES = {
     "llamafactory": "llamafactory",
@@ -296,7 +303,7 @@ def _single_spread(
 
 def _subcommand_target(rest: tuple[Word, ...], layer: Layer, context: Context) -> Target:
     name = layer.launcher
-    framework = {"llamafactory-cli": "llamafactory"}.get(name, "swift")
+    framework = _SUBCOMMAND_LAYERS[name]
     word = layer.command_words[-1]
     if not rest:
         return Target("command", name, word, framework=framework)
@@ -323,6 +330,8 @@ def _subcommand_interactive(name: str, given: str | None, arguments: tuple[Argum
         return Unknown("the sub-command is not known")
     if name == "llamafactory-cli":
         return given in {"chat", "webchat", "api", "webui"}
+    if name not in {"swift", "megatron"}:
+        return False
     given = given.replace("_", "-")
     if given in {"app", "app-ui", "web-ui", "deploy", "rollout"}:
         return True
