@@ -16,7 +16,6 @@ from mgpu_doctor.authoring import (
     Location,
     Option,
     Script,
-    Setting,
     Span,
     Unknown,
     Variable,
@@ -44,6 +43,20 @@ def binding_layer(launch: Launch) -> Layer | None:
 def is_torchrun(layer: Layer | None) -> bool:
     """Whether the layer is torchrun under one of its names."""
     return layer is not None and layer.launcher in TORCHRUN_NAMES
+
+
+def likely_port(launch: Launch) -> int | None:
+    """The port that torchrun would listen on up to torch 2.11, where it is not known which torch is used.
+
+    One node without any port: 29500 up to 2.11.0, a free one from 2.12.1 on. None where that is no question.
+    """
+    layer, rendezvous = binding_layer(launch), launch.rendezvous
+    if layer is None or layer.implied or not is_torchrun(layer) or layer.release is None or layer.release.certain:
+        return None
+    if any(layer.option(dest) is not None for dest in ("standalone", "rdzv_endpoint", "rdzv_backend", "master_port")):
+        return None
+    known = rendezvous is not None and rendezvous.port is not None and rendezvous.port.known == 0
+    return DEFAULT_PORT if known and launch.nodes.known == 1 else None
 
 
 def port_option(layer: Layer) -> Option | None:

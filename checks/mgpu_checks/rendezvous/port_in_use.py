@@ -10,9 +10,12 @@ from mgpu_checks.rendezvous import (
     free_port,
     is_loopback,
     known_address,
+    launcher_place,
+    likely_port,
     port_edit,
     port_place,
     runs_elsewhere,
+    variable_edit,
 )
 from mgpu_doctor.authoring import (
     Case,
@@ -66,6 +69,12 @@ RULE = Rule(
             facts=BUSY,
             files={"sft.yaml": "stage: sft\ndo_train: true\n"},
         ),
+        Example("ranks by hand", "RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python t.py", facts=BUSY),
+        Example(
+            "torchrun, the release not known",
+            "torchrun --nproc_per_node 2 train.py",
+            facts={**BUSY, "packages": {}},
+        ),
         Example("a port in the program's text", "python train.py", files={"train.py": SCRIPT}, facts=BUSY),
     ),
     good=(
@@ -83,6 +92,7 @@ RULE = Rule(
             facts=BUSY,
         ),
         Example("LLaMA-Factory's own choice", "FORCE_TORCHRUN=1 llamafactory-cli train sft.yaml", facts=BUSY),
+        Example("not the first", "RANK=1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python t.py", facts=BUSY),
         Example("one process needs no port", "python train.py", facts=BUSY),
     ),
     sources=(
@@ -133,8 +143,17 @@ def find(case: Case) -> Iterator[Finding]:
 
 def _port(launch: Launch) -> int | None:
     if launch.rendezvous is None or launch.rendezvous.port is None:
+        return _port_of_rank_zero(launch)
+    return likely_port(launch) or launch.rendezvous.port.known or None
+
+
+def _port_of_rank_zero(launch: Launch) -> int | None:
+    """MASTER_PORT of a process that is told by hand that it is the first of several."""
+    values = [launch.command.variable(name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")]
+    rank, size, port = (variable.text if variable is not None else None for variable in values)
+    if rank != "0" or not (size or "").isdigit() or int(size or 0) < 2 or not (port or "").isdigit():
         return None
-    return launch.rendezvous.port.known or None
+    return int(port or 0) if launch.layer("srun", "mpirun") is None else None
 
 
 def _literal_ports(launch: Launch) -> list[tuple[int, Location]]:
@@ -199,15 +218,21 @@ def _finding(case: Case, launch: Launch, port: int, free: int) -> Finding:
             outcome = f"accelerate {version} warns and takes another port; before 1.8.0 it refuses to start"
         elif at_least(version, 0, 21):
             outcome = f"accelerate {version} refuses to start (ConnectionError)"
+    elif likely_port(launch) is not None:
+        severity = Severity.WARNING
+        outcome = "torchrun ends with EADDRINUSE up to torch 2.11.0; from 2.12.1 on it takes a free port"
     elif launch.rendezvous is not None and launch.rendezvous.backend.known == "c10d":
         outcome = "torchrun takes the holder for its job's store and waits for ever unless it is one"
     edit = port_edit(launch, free)
+    if layer is None:
+        outcome = "rank 0 cannot listen there (EADDRINUSE)"
+        edit = variable_edit(launch.command, "MASTER_PORT", str(free), add=False)
     one_node = launch.nodes.known == 1
     title = f"Use port {free}, which is free now" if case.facts.free_ports else f"Use another port, such as {free}"
     return report(
         RULE,
         f"Port {port} is held by {holder}: {outcome}.",
-        port_place(launch),
+        port_place(launch) if layer is not None else _place_of_variable(launch),
         severity=severity,
         evidence=(_origin(launch, port), f"port {port}: {holder}"),
         fix=Fix(
@@ -216,6 +241,11 @@ def _finding(case: Case, launch: Launch, port: int, free: int) -> Finding:
             safe=one_node and edit is not None,
         ),
     )
+
+
+def _place_of_variable(launch: Launch) -> Location:
+    variable = launch.command.variable("MASTER_PORT")
+    return launcher_place(launch) if variable is None or variable.location is None else variable.location
 
 
 def _origin(launch: Launch, port: int) -> str:

@@ -35,6 +35,14 @@ RULE = Rule(
         Example("no number", "FORCE_TORCHRUN=1 MASTER_PORT=auto llamafactory-cli train sft.yaml", facts={}),
         Example("an endpoint", "torchrun --nnodes 2 --rdzv_backend c10d --rdzv_endpoint node1:99999 train.py"),
         Example("negative", "accelerate launch --multi_gpu --main_process_port=-1 train.py"),
+        Example(
+            "accelerate's configuration",
+            "accelerate launch --config_file a.yaml train.py",
+            files={
+                "a.yaml": "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 1\n"
+                "num_processes: 2\nmain_process_port: 99999\n"
+            },
+        ),
         Example("zero on several nodes", "torchrun --nnodes 2 --node_rank 0 --master_addr h1 --master_port 0 train.py"),
     ),
     good=(
@@ -105,6 +113,11 @@ def _given(launch: Launch) -> _Given | None:
             return None
         return _Given(port, f"the port in {endpoint.flag}", launch.command.locate(endpoint.span))
     option = layer.option("main_process_port" if layer.launcher == "accelerate" else "master_port")
+    if option is None and layer.launcher == "accelerate" and layer.config is not None:
+        value = layer.config.get("main_process_port")
+        if value is None:
+            return None
+        return _Given(str(value), f"main_process_port in {layer.config.name}", layer.config.locate("main_process_port"))
     if option is None or option.value is None:
         return None
     return _Given(option.value, option.flag, launch.command.locate(option.span))

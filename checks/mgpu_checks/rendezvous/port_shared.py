@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.rendezvous import at_least, binding_layer, chain, free_port, port_edit, port_place, runs_elsewhere
+from mgpu_checks.rendezvous import (
+    allocation,
+    at_least,
+    binding_layer,
+    chain,
+    free_port,
+    likely_port,
+    port_edit,
+    port_place,
+    runs_elsewhere,
+)
 from mgpu_doctor.authoring import (
     Case,
     Command,
@@ -51,6 +61,21 @@ RULE = Rule(
             "accelerate launch --multi_gpu --gpu_ids 4,5 --num_processes 2 c.py &\nwait\n",
         ),
         Example(
+            "torchrun, the release not known",
+            "CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node 2 a.py &\n"
+            "CUDA_VISIBLE_DEVICES=2,3 torchrun --nproc_per_node 2 b.py &\nwait\n",
+            facts=None,
+        ),
+        Example(
+            "steps of a job with one node",
+            lint=("steps.sh",),
+            files={
+                "steps.sh": "#!/bin/bash\n#SBATCH --nodes=1\n"
+                "srun --exact -n1 deepspeed --include localhost:0 a.py &\n"
+                "srun --exact -n1 deepspeed --include localhost:1 b.py &\nwait\n"
+            },
+        ),
+        Example(
             "in a script",
             lint=("two.sh",),
             files={
@@ -71,6 +96,19 @@ RULE = Rule(
             "two nodes of one job, tried on one machine",
             "torchrun --nnodes 2 --node_rank 0 --master_addr 127.0.0.1 --master_port 29600 a.py &\n"
             "torchrun --nnodes 2 --node_rank 1 --master_addr 127.0.0.1 --master_port 29600 a.py\n",
+        ),
+        Example(
+            "torchrun of a release that takes a free port",
+            "torchrun --nproc_per_node 2 a.py &\ntorchrun --nproc_per_node 2 b.py &\n",
+            facts={"packages": {"torch": "2.13.0"}},
+        ),
+        Example(
+            "steps that may run on two nodes",
+            lint=("steps.sh",),
+            files={
+                "steps.sh": "#!/bin/bash\n#SBATCH --nodes=2\n"
+                "srun -N1 deepspeed --num_gpus 8 a.py &\nsrun -N1 deepspeed --num_gpus 8 b.py &\nwait\n"
+            },
         ),
         Example("plain programs", "python a.py &\npython b.py &\nwait\n"),
     ),
@@ -95,7 +133,7 @@ def find(case: Case) -> Iterator[Finding]:
     """Launches that would meet where an earlier one that still runs does."""
     if len(case.launches) < 2 and not any(launch.command.repeated for launch in case.launches):
         return
-    candidates = [launch for launch in case.launches if _is_candidate(launch)]
+    candidates = [launch for launch in case.launches if _is_candidate(case, launch)]
     scripts = {id(command): script for script in case.scripts for command in script.commands}
     given: list[int] = []
     for at, later in enumerate(candidates):
@@ -108,13 +146,15 @@ def find(case: Case) -> Iterator[Finding]:
             yield _loop_finding(later)
 
 
-def _is_candidate(launch: Launch) -> bool:
+def _is_candidate(case: Case, launch: Launch) -> bool:
     """Whether it surely listens on a known port of this one machine."""
-    rendezvous = launch.rendezvous
-    if rendezvous is None or rendezvous.port is None or not rendezvous.port.known:
+    if not _port(launch) or runs_elsewhere(launch) or launch.layer("mpirun") is not None:
         return False
-    if runs_elsewhere(launch) or launch.layer("srun", "mpirun") is not None:
-        return False
+    if launch.layer("srun") is not None:
+        # Steps of a job with several nodes may run on different ones.
+        job = allocation(case, launch)
+        if job is None or job.nodes != 1:
+            return False
     layer = launch.layer("deepspeed")
     # A filter such as localhost:$GPU hides which GPUs are meant, but not that they are this machine's.
     here = layer is not None and layer.option("hostfile") is None and layer.option("num_nodes") is None
@@ -133,7 +173,7 @@ def _setting(launch: Launch) -> Setting[int] | None:
 
 def _port(launch: Launch) -> int | None:
     setting = _setting(launch)
-    return setting.known if setting is not None else None
+    return likely_port(launch) or (setting.known if setting is not None else None)
 
 
 def _is_apart(one: Launch, other: Launch) -> bool:
@@ -191,6 +231,9 @@ def _finding(earlier: Launch, later: Launch, free: int) -> Finding:
     if name == "accelerate" and release is not None and at_least(release.version, 1, 8):
         severity = Severity.WARNING
         outcome = f"accelerate {release.version} moves to a free port only when it sees the first in time"
+    if likely_port(later) is not None:
+        severity = Severity.WARNING
+        outcome = "torchrun ends with EADDRINUSE up to torch 2.11.0; from 2.12.1 on each takes a free port"
     edit = port_edit(later, free)
     setting = _setting(later)
     which = "the default port" if setting is not None and setting.origin.kind == "default" else "port"
