@@ -129,3 +129,9 @@ def test_without_an_inventory_only_named_gpus_are_known() -> None:
 def test_filters_of_any_text_are_read_or_refused(text: str) -> None:
     read = read_filter(text)
     assert read is None or all(slots == tuple(sorted(set(slots))) for slots in read.values())
+
+
+def test_a_mistyped_switch_takes_no_value() -> None:
+    found = launch("deepspeed --num_gpus 4 -m llamafactory.launcher --stage sft --model_name_or_path models/x")
+    assert [problem.flag for problem in found.layers[0].problems] == ["-m"]
+    assert found.target.value == "llamafactory.launcher"

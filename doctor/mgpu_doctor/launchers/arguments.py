@@ -387,8 +387,12 @@ def _unknown_option(state: _State, table: OptionTable, word: Word, synonyms: dic
     spec = table.by_flag.get(near[0]) if near else None
     following = state.words[state.at]
     later = state.words[state.at + 1 : state.at + 40]
-    means_value = spec is not None and not _is_switch(spec)
-    if means_value or (not _looks_like_program(following) and any(_looks_like_program(word) for word in later)):
+    if spec is not None and _is_switch(spec):
+        # `--deepspeed ds.json` for `--use_deepspeed` brings a file; `-m package.module` for `--module` brings the target.
+        means_value = following.shown.endswith((".json", ".yaml", ".yml"))
+    else:
+        means_value = spec is not None or not _looks_like_program(following)
+    if means_value and (spec is not None or any(_looks_like_program(word) for word in later)):
         _skip_value(state, table)
 
 

@@ -325,8 +325,10 @@ def _read(
         shown = value if value is not None else word.bits[0].text or "" if word.bits else ""
         if value is None and word.splits and not shown.startswith("-"):
             # Options kept in a variable: what follows tells where the command begins.
-            at = at + 1 if at + 1 < len(words) else at
-            if not left or at >= len(words) or not _starts(words[at]):
+            if at + 1 >= len(words):
+                return at, effects, options
+            at += 1
+            if not left or not _starts(words[at]):
                 continue
             return at, effects, options
         if shown.startswith("-") and len(shown) > 1:
