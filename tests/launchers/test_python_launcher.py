@@ -46,6 +46,7 @@ def parts(text: str) -> tuple[str, list[str], list[str]]:
         ("python -V t.py", "none", ["-V"], []),
         ("python -m", "none", ["-m"], []),
         ("python $SCRIPT a", "script", [], ["$SCRIPT", "a"]),
+        ("python $@SCRIPT -m x", "script", [], ["$@SCRIPT", "-m", "x"]),
         ("python $@OPTS train.py a", "script", ["$@OPTS"], ["train.py", "a"]),
         ("python $@OPTS -m pkg a", "module", ["$@OPTS", "-m"], ["pkg", "a"]),
     ],

@@ -19,6 +19,9 @@ LAUNCHER = "python"
 _WITH_VALUE = "cmWXQ"
 _FLAGS = "bBdEhiIOPqRsStuvVxJ3?"
 _LONG_WITH_VALUE = frozenset({"--check-hash-based-pycs"})
+_PROGRAM_NAMES = ("SCRIPT", "FILE", "ENTRY", "PROG", "MAIN", "CODE", "_PY", "TASK")
+"""Parts of variables' names by which people keep the program itself, not its options."""
+
 _NOTHING_RUNS = frozenset({"--help", "--version", "--help-env", "--help-xoptions", "--help-all"})
 
 
@@ -137,7 +140,8 @@ def _program(words: tuple[Word, ...], own: list[Word], at: int, form: str, offse
 def _after_unknown(words: tuple[Word, ...], own: list[Word], at: int) -> Peeled:
     """What follows a word that is not known: a script when it looks like one, opaque when it may be options."""
     word = words[at]
-    if not word.splits or word.written.endswith(".py"):
+    names = " ".join(name.upper() for name in word.unknown_variables)
+    if not word.splits or word.written.endswith(".py") or any(part in names for part in _PROGRAM_NAMES):
         return Peeled(_layer(words[:1], own), words[at:], "script")
     for index in range(at, len(words)):
         text = words[index].value
