@@ -1,4 +1,4 @@
-"""An argument that LLaMA-Factory's parser in this release does not have."""
+"""An argument that the program's parser does not have: LLaMA-Factory's in this release, or a script's own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from mgpu_checks.engine import own_config, version_of
 from mgpu_doctor.authoring import (
+    RANK_LAUNCHERS,
     Argument,
     Case,
     Edit,
@@ -13,6 +14,7 @@ from mgpu_doctor.authoring import (
     Finding,
     Fix,
     Launch,
+    Layer,
     Location,
     OptionSpec,
     Reference,
@@ -96,12 +98,17 @@ _YAML = (
     "model_name_or_path: local/model\nstage: sft\ndo_train: true\ndataset: demo\ntemplate: default\noutput_dir: out\n"
 )
 
+_ARGPARSE = (
+    "import argparse\n\nparser = argparse.ArgumentParser()\nparser.add_argument('--learning-rate', type=float)\n"
+    "parser.add_argument('--shuffle', action=argparse.BooleanOptionalAction)\nargs = parser.parse_args()\n"
+)
+
 RULE = Rule(
     code="MGD115",
     slug="target-option-unknown",
-    title="The framework has no such argument",
+    title="The program has no such argument",
     severity=Severity.ERROR,
-    summary="an argument that this release of LLaMA-Factory does not have",
+    summary="an argument that the script, or this release of LLaMA-Factory, does not have",
     why=(
         "LLaMA-Factory parses its arguments with transformers' HfArgumentParser and stops when one is left over: "
         "'Some specified arguments are not used by the HfArgumentParser'. Every rank loads its libraries first, so the "
@@ -114,6 +121,11 @@ RULE = Rule(
         Example(
             "a key in the YAML", "llamafactory-cli train sft.yaml", files={"sft.yaml": _YAML + "sft_packing: true\n"}
         ),
+        Example(
+            "a script's own parser",
+            "torchrun --nproc-per-node 2 train.py --epoch_count 3 --learning-rat 1e-4",
+            files={"train.py": _ARGPARSE},
+        ),
         Example("the YAML behind an option", "llamafactory-cli train --config sft.yaml", files={"sft.yaml": _YAML}),
     ),
     good=(
@@ -123,6 +135,16 @@ RULE = Rule(
         Example("unknown ones are allowed", f"ALLOW_EXTRA_ARGS=1 {_TRAIN} --output_dir out --gpus 0,1"),
         Example(
             "a YAML with known keys", "llamafactory-cli train sft.yaml", files={"sft.yaml": _YAML + "bf16: true\n"}
+        ),
+        Example(
+            "a script that takes what it does not know",
+            "torchrun --nproc-per-node 2 train.py --epoch_count 3",
+            files={"train.py": _ARGPARSE.replace("parse_args", "parse_known_args")},
+        ),
+        Example(
+            "a beginning, a complement",
+            "torchrun --nproc-per-node 2 train.py --learn 1e-4 --no-shuffle",
+            files={"train.py": _ARGPARSE},
         ),
         Example("another program's own argument", "torchrun --nproc-per-node 2 train.py --gpus 0,1"),
     ),
@@ -136,6 +158,10 @@ RULE = Rule(
             "transformers 4.52.4, hf_argparser.py parse_args_into_dataclasses(), parse_dict()",
             "the parser is argparse's (unique beginnings are taken); a file's unknown keys are a ValueError",
         ),
+        Reference(
+            "Python 3.11, argparse.ArgumentParser.parse_args()",
+            "what no declared option takes is an error: 'unrecognized arguments'; unique beginnings are taken",
+        ),
         Reference("llamafactory 0.9.2 to 0.9.5, hparams/parser.py", "ALLOW_EXTRA_ARGS is read"),
     ),
     fix="Remove the argument, or spell it as the release has it",
@@ -147,6 +173,7 @@ def find(case: Case) -> Iterator[Finding]:
     reason = None
     seen: set[Location | None] = set()
     for launch in case.launches:
+        yield from _undeclared(case, launch)
         group = _group(launch)
         if group is None or _allows_extra(case, launch):
             continue
@@ -221,6 +248,42 @@ class _Known:
         if self.certain:
             return f"LLaMA-Factory {self.release.version}"
         return f"LLaMA-Factory up to {self.release.version}"
+
+
+def _undeclared(case: Case, launch: Launch) -> Iterator[Finding]:
+    """Options that a script's own argparse parser refuses, when all that it declares can be seen."""
+    program = launch.target.program
+    if isinstance(program, Unknown) or program.strict_options is not True or launch.target.kind == "inline":
+        return
+    flags = {flag for option in program.options for flag in option.flags if flag.startswith("--")}
+    launchers = {flag for layer in launch.layers for flag in _launcher_flags(case, layer)}
+    for argument in launch.target.arguments:
+        flag = argument.flag or ""
+        if not flag.startswith("--") or len(flag) < 3 or flag in ("--help", "--version") or flag in launchers:
+            continue
+        positive = "--" + flag.removeprefix("--no-").removeprefix("--")
+        if any(known.startswith(flag) for known in flags) or positive in flags or argument.name == "local_rank":
+            continue
+        similar = closest(flag, flags)
+        place = launch.command.locate(argument.span)
+        edits: tuple[Edit, ...] = ()
+        if similar and place.source.slice(place.span).startswith(flag):
+            edits = (Edit(place.source, Span(place.span.start, place.span.start + len(flag)), similar[0]),)
+        hint = f" (did you mean {similar[0]}?)" if similar else ""
+        yield report(
+            RULE,
+            f"{program.source.name} declares no {flag}: its argparse stops with 'unrecognized arguments'{hint}",
+            place,
+            fix=Fix(f"Write {similar[0]}" if similar else f"Remove {flag}", edits),
+        )
+
+
+def _launcher_flags(case: Case, layer: Layer) -> Iterator[str]:
+    """The options of a launcher, whose place is in front of the script."""
+    name = "accelerate launch" if layer.launcher == "accelerate" else layer.launcher
+    specs = case.knowledge.options(name) if layer.launcher in RANK_LAUNCHERS else ()
+    for spec in () if isinstance(specs, Unknown) else specs:
+        yield from spec.flags
 
 
 def _judge(launch: Launch, known: _Known) -> Iterator[Finding]:

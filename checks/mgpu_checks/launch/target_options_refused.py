@@ -42,6 +42,11 @@ _TRAINER = (
     "Trainer(model=build(), args=args).train()\n"
 )
 
+_ARGPARSE = (
+    "import argparse\n\nparser = argparse.ArgumentParser()\nparser.add_argument('--data_path', required=True)\n"
+    "parser.add_argument('--epochs', type=int)\nargs = parser.parse_args()\n"
+)
+
 RULE = Rule(
     code="MGD116",
     slug="target-options-refused",
@@ -79,6 +84,11 @@ RULE = Rule(
             files={"train.py": _TRAINER},
         ),
         Example(
+            "a script's required option",
+            "torchrun --nproc-per-node 2 train.py --epochs 3",
+            files={"train.py": _ARGPARSE},
+        ),
+        Example(
             "in a YAML",
             "llamafactory-cli train predict.yaml",
             files={
@@ -89,6 +99,11 @@ RULE = Rule(
     ),
     good=(
         Example("an evaluation set", f"{_RUN} --eval_dataset demo --do_predict --predict_with_generate"),
+        Example(
+            "the required option, shortened",
+            "torchrun --nproc-per-node 2 train.py --epochs 3 --data d",
+            files={"train.py": _ARGPARSE},
+        ),
         Example("training", f"{_RUN} --dataset demo --do_train --val_size 0.1 --eval_strategy steps"),
         Example("arguments that are not written out", f"{_RUN} --do_predict --predict_with_generate $MORE"),
         Example("left out in a text", "accelerate launch -m llamafactory.launcher --stage sft --do_predict ..."),
@@ -125,6 +140,7 @@ RULE = Rule(
             "'At most one of fp16 and bf16 can be True, but not both'; '--load_best_model_at_end requires the save and "
             "eval strategy to match'",
         ),
+        Reference("Python 3.11, argparse", "'the following arguments are required', exit status 2"),
         Reference("llamafactory 0.8.3 to 0.9.5, train/tuner.py export_model()", "'Please specify `export_dir` …'"),
     ),
     fix="Change or add the argument that the message names",
@@ -191,6 +207,8 @@ def _first(question: _Question) -> _Refusal | None:
         judges = (_export,)
     elif has_plain_defaults(launch):
         judges = (_trainer,)
+    else:
+        judges = (_required,)
     return next((refusal for judge in judges for refusal in judge(question)), None)
 
 
@@ -212,6 +230,25 @@ def _missing_model(question: _Question) -> Iterator[_Refusal]:
         nothing = not question.given.given and not question.launch.target.argument_words
         note = "no arguments are given" if nothing else "no model is given"
         yield _Refusal("Please provide `model_name_or_path`.", (), "Give --model_name_or_path and the rest", note=note)
+
+
+def _required(question: _Question) -> Iterator[_Refusal]:
+    """Options that a script's own argparse parser demands, when all that it declares can be seen."""
+    program = question.launch.target.program
+    if isinstance(program, Unknown) or program.strict_options is not True or "subparsers" in program.source.text:
+        return
+    if question.launch.command.source.kind in ("markdown", "rst") or not question.given.complete:
+        return
+    typed = [argument.flag or "" for argument in question.launch.target.arguments]
+    if {"-h", "--help", "--version"} & set(typed):
+        return
+    for option in program.options:
+        flags = [flag for flag in option.flags if flag.startswith("--")]
+        if not option.required or not flags or len(flags) != len(option.flags) or "rank" in flags[0]:
+            continue
+        if not any(flag.startswith(given) for flag in flags for given in typed if given.startswith("--")):
+            said = f"the following arguments are required: {'/'.join(flags)}"
+            yield _Refusal(said, (), f"Give {flags[0]}", note=f"{flags[0]} is missing")
 
 
 def _trainer(question: _Question) -> Iterator[_Refusal]:
@@ -379,9 +416,12 @@ def _report(launch: Launch, refusal: _Refusal) -> Finding:
             edits = (Edit(given.location.source, Span(start, start + len(given.name)), name),)
             title = f"Give the data set as --{name}"
     seen = " with ".join(cause.shown for cause in refusal.causes[:2]) or refusal.note
+    name = target.framework
+    if name not in ("llamafactory", "transformers"):
+        name = target.program.source.name if not isinstance(target.program, Unknown) else "the program"
     return report(
         RULE,
-        f"{seen}: {target.framework or 'the Trainer'} refuses to start: {refusal.said!r}",
+        f"{seen}: {name} refuses to start: {refusal.said!r}",
         place,
         related=[Evidence(cause.shown, cause.location) for cause in refusal.causes[1:]],
         fix=Fix(title, edits),
