@@ -22,6 +22,7 @@ from mgpu_checks.rendezvous import (
 )
 from mgpu_doctor.authoring import (
     Case,
+    ConfigFile,
     Edit,
     Evidence,
     Example,
@@ -41,6 +42,11 @@ from mgpu_doctor.authoring import (
 )
 
 NODE_A = "torchrun --nnodes 2 --nproc_per_node 8 --node_rank 0 --master_addr 10.0.0.5 --master_port 29500 train.py\n"
+
+MACHINE = (
+    "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 2\nnum_processes: 16\n"
+    "machine_rank: 0\nmain_process_ip: 10.0.0.5\nmain_process_port: 29500\n"
+)
 
 RULE = Rule(
     code="MGD305",
@@ -89,8 +95,33 @@ RULE = Rule(
         Example(
             "two files of one job", lint=("node_a.sh", "node_b.sh"), files={"node_a.sh": NODE_A, "node_b.sh": NODE_A}
         ),
+        Example(
+            "in the configuration file",
+            "accelerate launch --config_file n2.yaml train.py",
+            files={"n2.yaml": MACHINE.replace("machine_rank: 0", "machine_rank: 2")},
+        ),
+        Example(
+            "two configuration files of one job",
+            lint=("n0.sh", "n1.sh"),
+            files={
+                "n0.sh": "accelerate launch --config_file n0.yaml train.py\n",
+                "n1.sh": "accelerate launch --config_file n1.yaml train.py\n",
+                "n0.yaml": MACHINE,
+                "n1.yaml": MACHINE,
+            },
+        ),
     ),
     good=(
+        Example(
+            "two configuration files with their own ranks",
+            lint=("n0.sh", "n1.sh"),
+            files={
+                "n0.sh": "accelerate launch --config_file n0.yaml train.py\n",
+                "n1.sh": "accelerate launch --config_file n1.yaml train.py\n",
+                "n0.yaml": MACHINE,
+                "n1.yaml": MACHINE.replace("machine_rank: 0", "machine_rank: 1"),
+            },
+        ),
         Example(
             "the last rank", "torchrun --nnodes 2 --node_rank 1 --master_addr 10.0.0.5 --master_port 29500 train.py"
         ),
@@ -135,7 +166,7 @@ RULE = Rule(
 def find(case: Case) -> Iterator[Finding]:
     """Launches whose node rank cannot be right."""
     for launch in case.launches:
-        finding = _beyond(launch) or _missing(case, launch)
+        finding = _beyond(launch) or _beyond_in_config(launch) or _missing(case, launch)
         if finding is not None:
             yield finding
     yield from _equal(case)
@@ -189,6 +220,19 @@ def _beyond(launch: Launch) -> Finding | None:
         _place(launch, option),
         evidence=(f"{nodes} from {launch.nodes.origin.detail}",),
         fix=Fix(title, () if edit is None else (edit,)),
+    )
+
+
+def _beyond_in_config(launch: Launch) -> Finding | None:
+    configured, nodes = _configured(launch), launch.nodes.known
+    if configured is None or nodes is None or nodes < 2 or 0 <= configured[1] < nodes:
+        return None
+    config, rank, _ = configured
+    return report(
+        RULE,
+        f"machine_rank in {config.name} is {rank}, but with {nodes} machines the ranks are 0 to {nodes - 1}.",
+        config.locate("machine_rank"),
+        fix=Fix(f"Use a rank from 0 to {nodes - 1}, or correct num_machines"),
     )
 
 
@@ -252,52 +296,84 @@ def _is_number(address: str) -> bool:
 
 def _equal(case: Case) -> Iterator[Finding]:
     """Files of one directory that hold the same launch with the same rank: one job, written once for each node."""
-    groups: dict[tuple[str, ...], list[tuple[Launch, Option]]] = {}
+    groups: dict[tuple[str | None, ...], list[tuple[Launch, Location]]] = {}
     for launch in case.launches:
-        key = _job(launch)
-        given = _rank_option(launch)
-        if key is not None and given is not None:
-            groups.setdefault(key, []).append((launch, given[1]))
+        key, place = _job(launch), _rank_place(launch)
+        if key is not None and place is not None:
+            groups.setdefault(key, []).append((launch, place))
     for members in groups.values():
-        by_file = {launch.command.source.name: (launch, option) for launch, option in members}
+        by_file = {launch.command.source.name: (launch, place) for launch, place in members}
         nodes = members[0][0].nodes.known or 0
         if len(members) != len(by_file) or not 1 < len(by_file) <= nodes:
             continue
-        (first, first_option), *others = by_file.values()
-        for at, (launch, option) in enumerate(others, start=1):
-            yield _equal_finding(first, first_option, launch, option, at)
+        (first, first_place), *others = by_file.values()
+        for at, (launch, place) in enumerate(others, start=1):
+            yield _equal_finding(first, first_place, launch, place, at)
 
 
-def _job(launch: Launch) -> tuple[str, ...] | None:
+def _configured(launch: Launch) -> tuple[ConfigFile, int, str] | None:
+    """Accelerate's configuration file with the rank and the address that it gives; None where options do."""
+    layer = launch.layer("accelerate")
+    if layer is None or layer.config is None or layer.config_is_default or layer.option("machine_rank") is not None:
+        return None
+    rank, address = layer.config.get("machine_rank"), layer.config.get("main_process_ip")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not isinstance(address, str):
+        return None
+    return layer.config, rank, address
+
+
+def _rank_place(launch: Launch) -> Location | None:
+    given = _rank_option(launch)
+    if given is not None:
+        return _place(launch, given[1])
+    configured = _configured(launch)
+    return configured[0].locate("machine_rank") if configured is not None else None
+
+
+def _job(launch: Launch) -> tuple[str | None, ...] | None:
     """What makes launches of several files one job: everything, and all of it written out."""
-    source = launch.command.source
-    address = stated_address(launch)
-    if source.path is None or many_nodes(launch) is None or address is None or _rank_option(launch) is None:
+    source, configured = launch.command.source, _configured(launch)
+    if source.path is None or many_nodes(launch) is None:
         return None
-    host = address[0].value
-    if host is None or is_loopback(host_of(host, address[1])):
-        return None
-    words = [word.value for word in launch.command.words]
+    words: list[str | None] = [word.value for word in launch.command.words]
     if None in words:
         return None
-    return (posixpath.dirname(source.name), *(word for word in words if word is not None))
+    directory = posixpath.dirname(source.name)
+    if configured is not None:
+        config, rank, address = configured
+        if is_loopback(address):
+            return None
+        port = config.get("main_process_port")
+        # The files' names differ from node to node, what they say does not.
+        plain = [None if word is not None and posixpath.basename(word) in config.name else word for word in words]
+        return (directory, *plain, str(rank), address, str(port))
+    stated = stated_address(launch)
+    if stated is None or _rank_option(launch) is None:
+        return None
+    host = stated[0].value
+    return None if host is None or is_loopback(host_of(host, stated[1])) else (directory, *words)
 
 
-def _equal_finding(first: Launch, first_option: Option, launch: Launch, option: Option, at: int) -> Finding:
-    rank = _number(option)
+def _equal_finding(first: Launch, first_place: Location, launch: Launch, place: Location, at: int) -> Finding:
+    rank = launch.node_rank.known
     return report(
         RULE,
         f"{launch.command.source.name} and {first.command.source.name} start the same job of {launch.nodes.known} "
         f"nodes, both with node rank {rank}: both want to be the same node, and they hang.",
-        _place(launch, option),
-        related=(Evidence("the same rank here", _place(first, first_option)),),
-        fix=Fix(f"Give this node rank {at}", _rank_edits(launch, option, at)),
+        place,
+        related=(Evidence("the same rank here", first_place),),
+        fix=Fix(f"Give this node rank {at}", _rank_edits(launch, at)),
     )
 
 
-def _rank_edits(launch: Launch, option: Option, rank: int) -> tuple[Edit, ...]:
-    if is_typed(launch.command, option):
-        return (replace(launch.command.source, option.values[0].span, str(rank)),)
+def _rank_edits(launch: Launch, rank: int) -> tuple[Edit, ...]:
+    configured, given = _configured(launch), _rank_option(launch)
+    if configured is not None:
+        value = configured[0].values.get(("machine_rank",))
+        source = configured[0].source
+        return () if value is None or source is None else (replace(source, value.span, str(rank)),)
+    if given is not None and is_typed(launch.command, given[1]):
+        return (replace(launch.command.source, given[1].values[0].span, str(rank)),)
     variable = launch.command.variable("NODE_RANK")
     edit = value_edit(variable, str(rank)) if variable is not None else None
     return () if edit is None else (edit,)

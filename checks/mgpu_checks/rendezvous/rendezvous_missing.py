@@ -18,6 +18,7 @@ from mgpu_checks.rendezvous import (
 from mgpu_doctor.authoring import (
     Case,
     Edit,
+    Evidence,
     Example,
     Finding,
     Fix,
@@ -61,6 +62,11 @@ RULE = Rule(
             "accelerate", "accelerate launch --multi_gpu --num_machines 2 --machine_rank 0 --num_processes 16 t.py"
         ),
         Example(
+            "tasks without variables",
+            "srun -N 2 --ntasks-per-node=4 python train.py",
+            files={"train.py": "import torch.distributed as dist\ndist.init_process_group('nccl')\n"},
+        ),
+        Example(
             "LLaMA-Factory without a port",
             "FORCE_TORCHRUN=1 NNODES=2 NODE_RANK=1 MASTER_ADDR=10.0.0.5 llamafactory-cli train sft.yaml",
         ),
@@ -81,6 +87,14 @@ RULE = Rule(
             "an endpoint", "torchrun --nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=10.0.0.5:29500 train.py", facts=None
         ),
         Example("an address", 'torchrun --nnodes=2 --node_rank=1 --master_addr="$HEAD" train.py', facts=None),
+        Example(
+            "a program that asks Slurm",
+            "srun -N 2 --ntasks-per-node=4 python train.py",
+            files={
+                "train.py": "import os\nimport torch.distributed as dist\n"
+                "os.environ['RANK'] = os.environ['SLURM_PROCID']\ndist.init_process_group('nccl')\n"
+            },
+        ),
         Example("one node", "torchrun --nnodes=1 --nproc_per_node=8 train.py"),
         Example(
             "LLaMA-Factory with both",
@@ -115,6 +129,10 @@ RULE = Rule(
             "master_port is MASTER_PORT or find_available_port(), master_addr is MASTER_ADDR or 127.0.0.1",
         ),
         Reference(
+            "torch 1.13.1, 2.6.0, 2.13.0, distributed/rendezvous.py _env_rendezvous_handler()",
+            "environment variable RANK expected, but not set",
+        ),
+        Reference(
             "deepspeed 0.9.5, 0.16.9, 0.19.8, launcher/runner.py main()",
             "--num_nodes above 1 without a hostfile: ValueError",
         ),
@@ -123,9 +141,14 @@ RULE = Rule(
 )
 
 
+_TELLING = ("environ", "getenv", "SLURM_", "OMPI_", "deepspeed", "init_method")
+"""Words of a program that may come by its rank in another way than from RANK in the environment."""
+
+
 def find(case: Case) -> Iterator[Finding]:
     """Launches over several nodes whose nodes cannot meet."""
     for launch in case.launches:
+        yield from _of_tasks(case, launch)
         layer = binding_layer(launch)
         nodes = many_nodes(launch) or _asked_of_deepspeed(layer)
         if nodes is None or layer is None or layer.opaque is not None:
@@ -140,6 +163,35 @@ def find(case: Case) -> Iterator[Finding]:
             finding = _of_deepspeed(case, launch, layer, nodes)
         if finding is not None:
             yield finding
+
+
+def _of_tasks(case: Case, launch: Launch) -> Iterator[Finding]:
+    """Copies of a plain program, started by srun or mpirun, that look for MASTER_ADDR and RANK in the environment."""
+    program = launch.target.program
+    if not starts_copies(launch) or launch.distributed_layers or isinstance(program, Unknown):
+        return
+    call = program.first("init-process-group")
+    if call is None or call.detail not in {"", "env://"} or program.first("explicit-rank") is not None:
+        return
+    # Whoever reads or sets variables before the call may well make up these; so may deepspeed, which asks MPI.
+    if any(
+        text in program.source.text for text in ("environ", "getenv", "SLURM_", "OMPI_", "deepspeed", "init_method")
+    ):
+        return
+    missing = [name for name in ("MASTER_ADDR", "RANK") if inherits(case, launch.command, name) is not True]
+    if len(missing) < 2:
+        return
+    name = next(layer.launcher for layer in launch.layers if layer.launcher in {"srun", "mpirun"})
+    yield report(
+        RULE,
+        f"{name} sets neither MASTER_ADDR nor RANK, which init_process_group() asks the environment for: every task "
+        "ends with 'environment variable RANK expected, but not set'.",
+        launcher_place(launch),
+        related=(Evidence("the group is formed here", program.locate(call)),),
+        fix=Fix(
+            "Let srun start torchrun, one task a node, or set MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE per task"
+        ),
+    )
 
 
 def _of_torchrun(case: Case, launch: Launch, layer: Layer, nodes: int) -> Finding | None:
