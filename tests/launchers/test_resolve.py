@@ -133,3 +133,17 @@ def test_no_words_break_the_resolver(parts: list[str]) -> None:
     if found.words:
         result = resolve(found, HOST, PackageKnowledge(HOST), LocalWorkspace("/nonexistent-directory", HOST))
         assert result is None or result.command is found
+
+
+@pytest.mark.parametrize(
+    ("text", "physical"), [("GPU-00000001", (1,)), ("gpu-00000001", ()), ("GPU-0000000", ()), ("GPU-", ())]
+)
+def test_a_uuid_prefix_must_mean_one_gpu(text: str, physical: tuple[int, ...]) -> None:
+    assert visible_devices(text, HOST).physical == physical
+
+
+def test_the_case_of_a_uuid_does_not_count() -> None:
+    gpu = HOST.gpu(2)
+    assert gpu is not None
+    assert isinstance(gpu.uuid, str)
+    assert visible_devices("GPU-" + gpu.uuid[4:].upper(), HOST).physical == (2,)

@@ -81,7 +81,10 @@ def _physical(entry: str, gpus: tuple[Gpu, ...], order: str | None) -> int | Unk
     uuids = [gpu.uuid for gpu in gpus]
     if entry.startswith("MIG-"):
         return _by_mig(entry, gpus)
-    matching = [gpu.index for gpu in gpus if isinstance(gpu.uuid, str) and gpu.uuid.startswith(entry)]
+    if entry.upper() == "GPU-":
+        return None
+    # The driver ignores the case of a UUID and takes a prefix that is unambiguous (driver 580.159.04, ran).
+    matching = [gpu.index for gpu in gpus if isinstance(gpu.uuid, str) and _begins(gpu.uuid, entry)]
     if len(matching) == 1:
         return matching[0]
     if matching:
@@ -89,6 +92,10 @@ def _physical(entry: str, gpus: tuple[Gpu, ...], order: str | None) -> int | Unk
     if any(isinstance(uuid, Unknown) for uuid in uuids):
         return Unknown("the UUIDs of the GPUs are not known")
     return None
+
+
+def _begins(uuid: str, entry: str) -> bool:
+    return uuid.lower().startswith(entry.lower())
 
 
 def _by_index(index: int, gpus: tuple[Gpu, ...], order: str | None) -> int | Unknown | None:
@@ -106,7 +113,7 @@ def _by_mig(entry: str, gpus: tuple[Gpu, ...]) -> int | Unknown | None:
     for gpu in gpus:
         if isinstance(gpu.mig, Unknown):
             unknown = True
-        elif any(uuid.startswith(entry) for uuid in gpu.mig):
+        elif any(_begins(uuid, entry) for uuid in gpu.mig):
             return gpu.index
     return Unknown("the MIG instances are not known") if unknown else None
 
