@@ -232,3 +232,54 @@ def test_new_check_writes_a_check_whose_examples_hold(run: Run, tmp_path: Path) 
     again = run("new-check", "my-cause", "--code", "ABC101", "--into", "my_checks")
     assert again.returncode == 2
     assert "exists and is left alone" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "launcher", "arguments", "target", "nproc", "port"),
+    [
+        (
+            'torchrun --nproc_per_node=$N --master_port "$P" -m a.b --lr 1',
+            ["torchrun"],
+            [["--nproc_per_node=$N", "--master_port", "$P", "-m"]],
+            {"module": "a.b"},
+            "$N",
+            "$P",
+        ),
+        (
+            "srun --nodes=4 --ntasks=4 accelerate launch --num_processes 32 --num_machines 4 --machine_rank 0 train.py",
+            ["srun", "accelerate"],
+            [["--nodes=4", "--ntasks=4"], ["--num_processes", "32", "--num_machines", "4", "--machine_rank", "0"]],
+            "train.py",
+            32,
+            29500,
+        ),
+        (
+            "FORCE_TORCHRUN=1 NPROC_PER_NODE=$N MASTER_PORT=29511 llamafactory-cli train",
+            ["llamafactory-cli"],
+            [[]],
+            {"command": "train"},
+            "$N",
+            29511,
+        ),
+        ("torchrun --nproc-per-node 2 --rdzv-endpoint $HOST:29700 train.py", ["torchrun"], None, "train.py", 2, 29700),
+        ("mpirun -n 16 python train.py", ["mpirun", "python"], [["-n", "16"], []], "train.py", 16, None),
+    ],
+)
+def test_commands_in_json_are_as_written(
+    command: str,
+    launcher: list[str],
+    arguments: list[list[str]] | None,
+    target: object,
+    nproc: object,
+    port: object,
+    run: Run,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.sh").write_text(f"# one\n{command}\n")
+    done = run("lint", "--format", "json", "--show-commands", "--fail-on", "never", "a.sh")
+    (found,) = json.loads(done.stdout)["commands"]
+    assert found["launcher"] == launcher
+    assert arguments is None or found["launcher_args"] == arguments
+    assert found["target"] == target
+    assert (found["nproc"], found["port"]) == (nproc, port)
+    assert (found["line_start"], found["line_end"]) == (2, 2)

@@ -10,7 +10,7 @@ from mgpu_doctor import __version__
 from mgpu_doctor.model.command import Variable, Word
 from mgpu_doctor.model.finding import Evidence, Finding, Fix, OutcomeKind
 from mgpu_doctor.model.known import Setting, Unknown
-from mgpu_doctor.model.launch import Launch, Layer, VisibleDevices
+from mgpu_doctor.model.launch import Launch, Layer, Option, VisibleDevices
 from mgpu_doctor.model.report import Report
 from mgpu_doctor.model.source import Location
 from mgpu_doctor.render.clean import is_private, mask
@@ -28,7 +28,8 @@ _ESCAPED = {
 
 _COUNT_OPTIONS = ("nproc_per_node", "num_processes", "num_gpus", "ntasks", "np", "n")
 _PORT_OPTIONS = ("main_process_port", "master_port")
-_COUNT_VARIABLES = ("NPROC_PER_NODE", "PET_NPROC_PER_NODE")
+_COUNT_VARIABLES = ("NPROC_PER_NODE",)
+_PORT_VARIABLES = ("MASTER_PORT",)
 
 
 def dump(document: Mapping[str, Any], *, pretty: bool = False) -> str:
@@ -195,7 +196,9 @@ def _target(launch: Launch) -> str | dict[str, str | None] | None:
     if target.kind == "module":
         return {"module": value}
     if target.kind == "command":
-        return {"command": target.subcommand or value}
+        # ``llamafactory-cli train``: the command is a layer of its own, so that the sub-command is what it runs.
+        is_layer = any(target.value == layer.launcher or target.word in layer.command_words for layer in launch.layers)
+        return {"command": target.subcommand if is_layer and target.subcommand else value}
     if target.kind == "script":
         return value
     return None
@@ -203,36 +206,50 @@ def _target(launch: Launch) -> str | dict[str, str | None] | None:
 
 def _count(launch: Launch) -> str | int | None:
     """The number of processes as the option says it (all machines' for accelerate), else what it comes to."""
-    word = _option_word(launch, _COUNT_OPTIONS)
-    if word is not None:
-        return _number(word.written)
-    if any(layer.implied for layer in launch.layers):
-        for name in _COUNT_VARIABLES:
-            variable = launch.command.variable(name)
-            if variable is not None and variable.value is not None:
-                return _number(variable.value.written)
-    return launch.processes_per_node.known
+    return _as_written(launch, _COUNT_OPTIONS, _COUNT_VARIABLES) or launch.processes_per_node.known
 
 
 def _port(launch: Launch) -> str | int | None:
-    word = _option_word(launch, _PORT_OPTIONS)
-    if word is not None:
-        return _number(word.written)
-    endpoint = _option_word(launch, ("rdzv_endpoint",))
-    if endpoint is not None and ":" in endpoint.written:
-        return _number(endpoint.written.rsplit(":", 1)[1])
+    written = _as_written(launch, _PORT_OPTIONS, _PORT_VARIABLES)
+    if written is not None:
+        return written
+    endpoint = _typed(launch, ("rdzv_endpoint",))
+    if endpoint is not None and ":" in endpoint:
+        return _number(endpoint.rsplit(":", 1)[1])
     port = launch.rendezvous.port if launch.rendezvous is not None else None
     return port.known if port is not None else None
 
 
-def _option_word(launch: Launch, names: tuple[str, ...]) -> Word | None:
-    """The innermost typed option's value word."""
+def _as_written(launch: Launch, options: tuple[str, ...], variables: tuple[str, ...]) -> str | int | None:
+    """A typed option's value, or that of the variable from which a launcher makes the option for the one it starts."""
+    typed = _typed(launch, options)
+    if typed is not None:
+        return _number(typed)
+    if any(layer.implied for layer in launch.layers):
+        for name in variables:
+            variable = launch.command.variable(name)
+            if variable is not None and variable.value is not None:
+                return _number(variable.value.written)
+    return None
+
+
+def _typed(launch: Launch, names: tuple[str, ...]) -> str | None:
+    """The value of the innermost typed option that fills one of these, as written."""
     for layer in reversed(launch.layers):
         for name in names:
             option = layer.option(name)
             if option is not None and option.values and not layer.implied:
-                return option.values[0]
+                return _written(layer, option)
     return None
+
+
+def _written(layer: Layer, option: Option) -> str:
+    value = option.values[0]
+    for word in layer.argument_words:
+        before, equals, after = word.written.partition("=")
+        if equals and before == option.flag and word.span.contains(value.span):
+            return after
+    return value.written
 
 
 def _number(text: str) -> str | int:
