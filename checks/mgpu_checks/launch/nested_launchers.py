@@ -44,10 +44,12 @@ RULE = Rule(
             "accelerate launch --num_processes 4 --no_python llamafactory-cli train sft.yaml",
         ),
         Example("torchrun as if it were a script", "accelerate launch --num_processes 4 torchrun train.py", facts=None),
+        Example("one torchrun for each MPI process", "mpirun -np 8 torchrun --nproc_per_node 8 train.py"),
         Example("deepspeed in torchrun", "torchrun --nproc_per_node 2 --no_python deepspeed --num_gpus 2 train.py"),
     ),
     good=(
         Example("the module that starts nothing", "torchrun --nproc_per_node 4 -m llamafactory.launcher sft.yaml"),
+        Example("one for each host", "mpirun -np 2 -npernode 1 --hostfile h torchrun --nproc_per_node 8 train.py"),
         Example("the command alone", "llamafactory-cli train sft.yaml"),
         Example(
             "one process sees one GPU",
@@ -94,7 +96,28 @@ def _inner(case: Case, launch: Launch, layers: tuple[Layer, ...]) -> Finding | N
     name = bare_command(case, launch)
     if name is not None and name in LAUNCHER_COMMANDS:
         return _as_script(launch, layers[0], name)
-    return _by_itself(launch, layers[0])
+    return _by_itself(launch, layers[0]) or _by_mpi(launch, layers[0])
+
+
+def _by_mpi(launch: Launch, inner: Layer) -> Finding | None:
+    """Mpirun on this machine alone: as many copies of the launcher as it is told to start."""
+    outer = launch.layer("mpirun")
+    asked, started = _asked(outer) if outer is not None else None, _asked(inner)
+    if outer is None or asked is None or asked < 2 or started is None or started < 2:
+        return None
+    if any(outer.option(dest) is not None for dest in ("hostfile", "host", "ntasks_per_node")):
+        return None
+    return report(
+        RULE,
+        f"mpirun starts {asked} copies of {inner.launcher}, and each starts {started} processes: "
+        f"{asked * started} where {started} are meant.",
+        launch.command.locate(inner.span),
+        related=(Evidence("the outer launcher is mpirun", launch.command.locate(outer.span)),),
+        fix=Fix(
+            f"start {inner.launcher} without mpirun",
+            remove_before(launch, outer.command_words[0], inner.command_words[0]),
+        ),
+    )
 
 
 def _two(launch: Launch, layers: tuple[Layer, ...]) -> Finding:
@@ -179,7 +202,7 @@ def _fix(launch: Launch, outer: Layer, command: Layer) -> Fix:
 
 def _asked(layer: Layer) -> int | None:
     """How many processes the outer launcher's own options ask for."""
-    for dest in ("nproc_per_node", "num_processes", "num_gpus"):
+    for dest in ("nproc_per_node", "num_processes", "num_gpus", "ntasks"):
         option = layer.option(dest)
         if option is not None and option.value is not None and option.value.isdigit():
             return int(option.value)
