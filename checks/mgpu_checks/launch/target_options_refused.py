@@ -416,12 +416,12 @@ def _report(launch: Launch, refusal: _Refusal) -> Finding:
             edits = (Edit(given.location.source, Span(start, start + len(given.name)), name),)
             title = f"Give the data set as --{name}"
     seen = " with ".join(cause.shown for cause in refusal.causes[:2]) or refusal.note
-    name = target.framework
-    if name not in ("llamafactory", "transformers"):
-        name = target.program.source.name if not isinstance(target.program, Unknown) else "the program"
+    refuser = target.framework
+    if refuser not in ("llamafactory", "transformers"):
+        refuser = target.program.source.name if not isinstance(target.program, Unknown) else "the program"
     return report(
         RULE,
-        f"{seen}: {name} refuses to start: {refusal.said!r}",
+        f"{seen}: {refuser} refuses to start: {refusal.said!r}",
         place,
         related=[Evidence(cause.shown, cause.location) for cause in refusal.causes[1:]],
         fix=Fix(title, edits),
