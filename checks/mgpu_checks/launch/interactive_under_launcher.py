@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mgpu_checks.launch import (
+    SERVERS,
     is_interactive_command,
     remove_before,
     replace_words,
     runs_as_ranks,
+    script_name,
     several_processes,
     typed_rank_layers,
 )
@@ -51,6 +53,7 @@ RULE = Rule(
                 "src/webui.py": "from llamafactory.webui.interface import create_ui\ncreate_ui().queue().launch()\n"
             },
         ),
+        Example("a notebook server", "torchrun --nproc_per_node 2 jupyter lab"),
         Example(
             "an export by its script",
             "accelerate launch --num_processes 2 src/export_model.py --export_dir out",
@@ -136,7 +139,11 @@ def _what(launch: Launch) -> str | None:
 def _competition(launch: Launch) -> str:
     target = launch.target
     given = target.subcommand or (target.argument_words[0].value if target.argument_words else None)
-    serves = launch.purpose.known == "serve" or given in {"api", "webui", "webchat", "serve", "deploy"}
+    serves = (
+        launch.purpose.known == "serve"
+        or script_name(launch) in SERVERS
+        or given in {"api", "webui", "webchat", "serve", "deploy"}
+    )
     if not isinstance(target.program, Unknown):
         serves = target.program.first("server") is not None
     return "each wants the same port" if serves else "all read from the same terminal"

@@ -18,6 +18,7 @@ from mgpu_doctor.authoring import (
     Rule,
     Severity,
     Unknown,
+    delete_words,
     insert,
     replace,
     report,
@@ -45,7 +46,7 @@ RULE = Rule(
     ),
     bad=(
         Example("a process group without ranks", "python train.py", files={"train.py": _DDP}),
-        Example("the same without a machine", "python train.py", files={"train.py": _DDP}, facts=None),
+        Example("the same without a machine", "python3 -u train.py --lr 1", files={"train.py": _DDP}, facts=None),
         Example(
             "LLaMA-Factory's script on eight GPUs",
             "python src/train.py --stage sft --do_train true",
@@ -310,12 +311,13 @@ def _fix(launch: Launch) -> Fix:
     if python is None or python.command_words[0].origin is not None or python.opaque is not None:
         return Fix(title)
     torchrun = f"torchrun --nproc_per_node {several}"
-    return Fix(title, (replace(source, python.command_words[0].span, torchrun),))
+    unbuffered = [delete_words(source, word.span) for word in python.argument_words if word.value == "-u"]
+    return Fix(title, (replace(source, python.command_words[0].span, torchrun), *unbuffered))
 
 
 def _python_layer(launch: Launch) -> Layer | None:
     """The interpreter's layer; None when it has options that torchrun does not know."""
     layer = launch.layer("python")
-    if layer is None or any(word.value != "-m" for word in layer.argument_words):
+    if layer is None or any(word.value not in {"-m", "-u"} or word.origin for word in layer.argument_words):
         return None
     return layer

@@ -255,7 +255,7 @@ def _near(case: Case, launch: Launch, path: str) -> tuple[str, ...]:
     beside = case.workspace.names(directory or ".", launch.command.directory)
     prefix = f"{directory}/" if directory else ""
     if not isinstance(beside, Unknown):
-        near = closest(name, beside, 2)
+        near = _alike(name, beside)
         if near:
             return tuple(prefix + found for found in near)
     if isinstance(beside, Unknown) or directory:
@@ -268,6 +268,19 @@ def _near(case: Case, launch: Launch, path: str) -> tuple[str, ...]:
         for found in candidates
         if found != path and case.workspace.kind(found, launch.command.directory) == "file"
     )[:2]
+
+
+def _alike(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names whose stem is the same, has the same letters in another order, or is nearly the same."""
+    stem, _, ending = name.rpartition(".") if "." in name else (name, "", "")
+    stems: dict[str, str] = {}
+    for other in names:
+        start, _, other_ending = other.rpartition(".") if "." in other else (other, "", "")
+        same_kind = other_ending == ending or {ending, other_ending} <= {"yml", "yaml"} or not ending
+        if same_kind:
+            stems.setdefault(start, other)
+    alike = [start for start in stems if sorted(start.lower()) == sorted(stem.lower())]
+    return tuple(stems[start] for start in dict.fromkeys((*alike, *closest(stem, stems, 2))))[:2]
 
 
 def _where(launch: Launch) -> str:

@@ -477,7 +477,7 @@ class _Reader:
             return False
         if last == "launch":
             return self.imports_any("gradio", "llamafactory.webui", "llmtuner.webui") or any(
-                name.rsplit(".", 1)[-1] == "create_ui" for name in self.imports
+                name.rsplit(".", 1)[-1] in {"create_ui", "create_web_demo"} for name in self.imports
             )
         if last == "run" and isinstance(node.func.value, ast.Name):
             made = self.assigned.get(node.func.value.id)
