@@ -25,7 +25,7 @@ def test_the_data_stays_small() -> None:
     [
         ("accelerate", "0.20.3", "1.15.0"),
         ("deepspeed", "0.9.5", "0.19.8"),
-        ("torch", "1.13.1", "2.13.0"),
+        ("torch", "1.13.1", "2.15.0"),
         ("llamafactory", "0.7.1", "0.9.5"),
         ("transformers", "4.40.2", "5.23.0"),
     ],

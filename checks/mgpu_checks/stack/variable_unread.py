@@ -71,7 +71,7 @@ RULE = Rule(
             "the names that are read",
         ),
         Reference(
-            "accelerate 0.20.3 … 1.15.0, deepspeed 0.9.5 … 0.19.8, torch 1.13.1 … 2.13.0, "
+            "accelerate 0.20.3 … 1.15.0, deepspeed 0.9.5 … 0.19.8, torch 1.13.1 … 2.15.0, "
             "transformers 4.40.2 … 5.23.0, huggingface_hub 0.20.3 … 2.4.0, datasets 2.16.1 … 5.2.0",
             "the names that os.environ, os.getenv and their helpers are asked for",
         ),
