@@ -152,6 +152,9 @@ def delete_words(source: Source, span: Span) -> Edit:
 
 def closest(word: str, known: Iterable[str], limit: int = 3) -> tuple[str, ...]:
     """The known spellings nearest to a mistyped one, nearest first; empty when none is near."""
+    names = [*known]
+    if not names:
+        return ()
     from difflib import get_close_matches
 
-    return tuple(get_close_matches(word, list(known), n=limit, cutoff=0.75))
+    return tuple(get_close_matches(word, names, n=limit, cutoff=0.75))
