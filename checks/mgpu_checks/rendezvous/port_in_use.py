@@ -105,8 +105,8 @@ RULE = Rule(
             "on one machine it warns and sets standalone; several machines: ConnectionError",
         ),
         Reference(
-            "torch 2.13.0, distributed/run.py and c10d TCPStore",
-            "`--master-port 29500` with the port taken: DistNetworkError EADDRINUSE",
+            "torch 2.11.0 without a port, torch 2.13.0 with `--master-port 29500`, the port taken",
+            "DistNetworkError: The server socket has failed to listen on any local network address, EADDRINUSE",
             ran=True,
         ),
         Reference(

@@ -87,6 +87,7 @@ RULE = Rule(
     ),
     sources=(
         Reference("llamafactory 0.9.3, cli.py", "node_rank is NODE_RANK or 0; RANK is not read"),
+        Reference("torch 2.11.0, `MASTER_PORT=29666 torchrun --master-port 29601`", "workers get 29601", ran=True),
         Reference(
             "torch 2.13.0, distributed/rendezvous.py", "WORLD_SIZE=4 RANK=0, plain python: waits for 3 ranks", ran=True
         ),
