@@ -166,6 +166,18 @@ def test_copies_under_mpirun_are_counted() -> None:
     assert found(independent_copies, "mpirun -np 6 python work.py", known=False) == ()
 
 
+def test_several_processes_without_a_gpu_are_advice() -> None:
+    (finding,) = found(independent_copies, "accelerate launch --multi_gpu --num_processes 4 t.py", facts={"gpus": []})
+    assert finding.severity is Severity.ADVICE
+    assert found(independent_copies, "accelerate launch --multi_gpu --num_processes 4 t.py") == ()
+
+
+def test_an_accelerator_under_mpirun_gets_no_group_of_gpus() -> None:
+    files = {"work.py": "from accelerate import Accelerator\n\naccelerator = Accelerator()\n"}
+    (finding,) = found(independent_copies, "mpirun -np 2 python work.py", files=files)
+    assert "a group of CPUs" in finding.message
+
+
 def test_the_interpreter_that_env_finds_is_not_judged() -> None:
     facts = {
         "which": {"torchrun": "/home/me/bin/torchrun"},

@@ -124,7 +124,12 @@ def find(case: Case) -> Iterator[Finding]:
     for launch in case.launches:
         world = launch.world_size.known
         config = deepspeed_file(case, launch)
-        if config is None or world is None or world < 1 or launch.purpose.known in {"predict", "chat", "serve"}:
+        if (
+            config is None
+            or world is None
+            or not launch.distributed_layers
+            or launch.purpose.known in {"predict", "chat", "serve"}
+        ):
             continue
         if config.get("elasticity", "enabled") is True or _divided(launch):
             continue

@@ -86,6 +86,7 @@ def find(case: Case) -> Iterator[Finding]:
             continue
         if not _are_copies(launch):
             yield from _cpu_group(launch, count)
+            yield from _without_gpus(launch, count)
             continue
         layer = _starter(launch)
         name = layer.launcher if layer is not None else "the launcher"
@@ -117,6 +118,21 @@ def _cpu_group(launch: Launch, count: int) -> Iterator[Finding]:
         severity=Severity.ADVICE,
         related=[Evidence(seen.detail, program.locate(seen))],
         fix=Fix("Start torchrun or accelerate once on each node, instead of python in every task"),
+    )
+
+
+def _without_gpus(launch: Launch, count: int) -> Iterator[Finding]:
+    """``--multi_gpu`` where no GPU is visible: accelerate starts the processes all the same."""
+    layer, visible = launch.layer("accelerate"), launch.visible.known
+    if layer is None or visible is None or visible.entries or launch.groups.known is not None:
+        return
+    yield report(
+        RULE,
+        f"accelerate starts {count} processes although no GPU is visible: a program that makes a group only for GPUs "
+        f"runs as {count} copies",
+        launch.command.locate(layer.span),
+        severity=Severity.ADVICE,
+        fix=Fix("Make the GPUs visible, or start it with --cpu"),
     )
 
 
