@@ -95,6 +95,10 @@ RULE = Rule(
                 "os.environ['RANK'] = os.environ['SLURM_PROCID']\ndist.init_process_group('nccl')\n"
             },
         ),
+        Example(
+            "ms-swift without a port",
+            "NNODES=2 NODE_RANK=1 MASTER_ADDR=10.0.0.5 NPROC_PER_NODE=8 swift sft --model acme/base",
+        ),
         Example("one node", "torchrun --nnodes=1 --nproc_per_node=8 train.py"),
         Example(
             "LLaMA-Factory with both",
@@ -133,6 +137,9 @@ RULE = Rule(
             "environment variable RANK expected, but not set",
         ),
         Reference(
+            "ms-swift 3.9.0, cli/main.py", "MASTER_ADDR, MASTER_PORT and NODE_RANK become torchrun's options when set"
+        ),
+        Reference(
             "deepspeed 0.9.5, 0.16.9, 0.19.8, launcher/runner.py main()",
             "--num_nodes above 1 without a hostfile: ValueError",
         ),
@@ -154,7 +161,7 @@ def find(case: Case) -> Iterator[Finding]:
         if nodes is None or layer is None or layer.opaque is not None:
             continue
         if layer.implied:
-            finding = _of_llamafactory(case, launch, nodes)
+            finding = _of_variables(case, launch, nodes)
         elif is_torchrun(layer):
             finding = _of_torchrun(case, launch, layer, nodes)
         elif layer.launcher == "accelerate":
@@ -277,12 +284,14 @@ def _starts_over_ssh(layer: Layer) -> bool:
     return uses_deepspeed and value != "standard"
 
 
-def _of_llamafactory(case: Case, launch: Launch, nodes: int) -> Finding | None:
+def _of_variables(case: Case, launch: Launch, nodes: int) -> Finding | None:
+    """LLaMA-Factory and ms-swift, which make torchrun's options from variables."""
     command = launch.command
-    names = ("MASTER_ADDR", "MASTER_PORT")
+    # ms-swift leaves the port to torchrun, whose default is the same on every node.
+    names = ("MASTER_ADDR", "MASTER_PORT") if launch.layer("llamafactory-cli") is not None else ("MASTER_ADDR",)
     reached = {name: inherits(case, command, name) for name in names}
     missing = [name for name in names if reached[name] is False]
-    if not missing and isinstance(reached["MASTER_PORT"], Unknown) and reached["MASTER_ADDR"] is True:
+    if not missing and isinstance(reached.get("MASTER_PORT"), Unknown) and reached["MASTER_ADDR"] is True:
         # Whoever writes the address down does not leave the port to a platform.
         missing = ["MASTER_PORT"]
     if not missing:
