@@ -82,9 +82,8 @@ def main() -> int:
         # Other work on the machine only ever makes a ratio worse, in one of the two ways of looking at it.
         failed |= limit is not None and min(ratio, quietest) > limit
         shown = f"{limit:.1f}" if limit else "-"
-        print(
-            f"{name:<10}{statistics.median(taken) * 1e3:>11.1f}{min(taken) * 1e3:>9.1f}{ratio:>8.2f}{quietest:>9.2f}{shown:>8}"
-        )
+        median_ms, min_ms = statistics.median(taken) * 1e3, min(taken) * 1e3
+        print(f"{name:<10}{median_ms:>11.1f}{min_ms:>9.1f}{ratio:>8.2f}{quietest:>9.2f}{shown:>8}")
     if arguments.verbose:
         for name in PROGRAMS:
             print(f"\n{name}: {imports(name)}")
