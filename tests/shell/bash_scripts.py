@@ -12,7 +12,7 @@ import pytest
 
 NAMES = ("A", "B", "C", "NPROC", "ARGS", "Z_1")
 ARRAYS = ("L", "M")
-_WORDS = ("a", "train.py", "--lr", "1e-4", "0,1", "x=y", "a/b.c", "10", "7", "-m", "@", "k:v", "%", "é", "a+b", "^", "~x")
+_WORDS = ("a", "train.py", "--lr", "1e-4", "0,1", "x=y", "a/b.c", "10", "7", "-m", "@", "k:v", "%", "é", "a+b", "^")
 _BLANKS = (" ", "  ", "\t", " \\\n ", " \\\n")
 
 
@@ -37,7 +37,9 @@ class Maker:
         if self.rich and depth < 2:
             kinds += ["if", "for", "and", "subshell", "function", "case", "group", "eval", "element", "while", "prefix"]
         kind = self.choice(kinds)
-        return getattr(self, kind if kind not in ("if", "for", "and", "set", "while") else f"{kind}_")(depth) + self.end()
+        return (
+            getattr(self, kind if kind not in ("if", "for", "and", "set", "while") else f"{kind}_")(depth) + self.end()
+        )
 
     def end(self) -> str:
         return self.choice(("\n", "\n", "\n\n", " # note 'x\n", "; ")) if self.random.random() < 0.5 else "\n"
@@ -59,7 +61,13 @@ class Maker:
         return f"{self.choice(ARRAYS)}[{self.random.randint(0, 3)}]={self.value()}"
 
     def export(self, _depth: int = 0) -> str:
-        return self.choice((f"export {self.choice(NAMES)}={self.value()}", f"export {self.choice(NAMES)}", f"declare -x {self.choice(NAMES)}={self.quoted()}"))
+        return self.choice(
+            (
+                f"export {self.choice(NAMES)}={self.value()}",
+                f"export {self.choice(NAMES)}",
+                f"declare -x {self.choice(NAMES)}={self.quoted()}",
+            )
+        )
 
     def unset(self, _depth: int = 0) -> str:
         return f"unset {self.choice(NAMES + ARRAYS)}"
@@ -82,7 +90,9 @@ class Maker:
         return "".join(self.statement(depth + 1) for _ in range(self.random.randint(1, 3)))
 
     def test(self) -> str:
-        return self.choice(("true", "false", f'[ -z "${self.choice(NAMES)}" ]', f"[[ ${self.choice(NAMES)} == a* ]]", "! true"))
+        return self.choice(
+            ("true", "false", f'[ -z "${self.choice(NAMES)}" ]', f"[[ ${self.choice(NAMES)} == a* ]]", "! true")
+        )
 
     def if_(self, depth: int) -> str:
         text = f"if {self.test()}; then\n{self.body(depth)}"
@@ -136,13 +146,17 @@ class Maker:
     def part(self) -> str:
         roll = self.random.random()
         if roll < 0.35:
-            return self.choice(_WORDS)
+            return self.choice(_WORDS if self.literal else (*_WORDS, "~x"))
         if roll < 0.55:
             return self.quoted()
         if roll < 0.62:
-            return self.choice(("\\ ", "\\$", "\\'", '\\"', "\\\\", "\\a", "$'a\\tb\\'c\\x41'", "$'\\n'", '$"q"', "\\#"))
+            return self.choice(
+                ("\\ ", "\\$", "\\'", '\\"', "\\\\", "\\a", "$'a\\tb\\'c\\x41'", "$'\\n'", '$"q"', "\\#")
+            )
         if roll < 0.70:
-            return self.choice(("{a,b}", "{1..3}", "{x,y{1,2}}", "{a}", "a{,b}c", "{01..3}", "{c..a}", "{}", "{a,b", "{'a,b',c}"))
+            return self.choice(
+                ("{a,b}", "{1..3}", "{x,y{1,2}}", "{a}", "a{,b}c", "{01..3}", "{c..a}", "{}", "{a,b", "{'a,b',c}")
+            )
         return self.choice(_WORDS) if self.literal else self.expansion()
 
     def quoted(self) -> str:

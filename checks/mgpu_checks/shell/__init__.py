@@ -112,10 +112,7 @@ def _cause(script: Script, before: Command, after: Command) -> str | None:
     if after.span.start < before.span.end:
         return None
     gap = source.text[before.span.end : after.span.start]
-    blanks = marks_of(script, "escaped-blank")
-    if any(
-        before.span.start < mark.span.start < after.span.start and mark.span.end >= before.span.end for mark in blanks
-    ):
+    if _ends_in_blanks(script, before, after):
         return "blank"
     comments = [
         mark
@@ -133,6 +130,16 @@ def _cause(script: Script, before: Command, after: Command) -> str | None:
     if comments:
         return "comment" if bare.count("\n") <= len(comments) + 1 else None
     return "newline" if bare.count("\n") == 1 else None
+
+
+def _ends_in_blanks(script: Script, before: Command, after: Command) -> bool:
+    """Whether a backslash with blanks behind it stands on the last line of ``before``."""
+    text = script.source.text
+    return any(
+        before.span.start < mark.span.start < after.span.start
+        and "\n" not in text[mark.span.end : max(before.span.end, mark.span.end)]
+        for mark in marks_of(script, "escaped-blank")
+    )
 
 
 def line_start(source: Source, offset: int) -> int:

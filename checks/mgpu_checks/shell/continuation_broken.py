@@ -59,7 +59,7 @@ RULE = Rule(
         Reference(
             BASH, "`printf '<%s>' a \\ ` + newline + `b`: prints <a>< > and then looks for a command b", ran=True
         ),
-        Reference(BASH, "backslash, blank, comment: the same, the comment is cut off", ran=True),
+        Reference(BASH, "`printf '<%s>' a \\ # c`: prints <a>< #><c>, the comment becomes arguments", ran=True),
     ),
     fix="delete what stands behind the backslash",
     fixable=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -1133,9 +1134,10 @@ def _exact_anchors(place: Place, length: int, at: int) -> list[tuple[int, int]]:
     """Anchors for text that stands in an excerpt unchanged."""
     start = place.start
     out = [(at, span_of(place.excerpt, start, start).start)]
-    for inner, outer in place.excerpt.anchors:
-        if start < inner < start + length:
-            out.append((at + inner - start, outer))
+    anchors = place.excerpt.anchors
+    first = bisect_right(anchors, (start, 1 << 62))
+    last = bisect_left(anchors, (start + length, -1))
+    out.extend((at + inner - start, outer) for inner, outer in anchors[first:last])
     return out
 
 
