@@ -137,6 +137,14 @@ class _Parser:
             joined, item = self.separator(item)
             out.append(item)
 
+    def body(self, closers: tuple[str, ...], start: int, opener: str) -> list[Item]:
+        """The commands inside something; bash wants at least one."""
+        known = len(self.troubles)
+        items = self.items(closers)
+        if not items and len(self.troubles) == known and self.pos < self.end:
+            self.troubles.append(Trouble(f"nothing stands inside `{opener}`", start, start + len(opener)))
+        return items
+
     def separator(self, item: Item) -> tuple[str, Item]:
         self.skip_blanks()
         text, at = self.text, self.pos
@@ -234,16 +242,16 @@ class _Parser:
         start = self.pos
         if word == "{":
             self.pos += 1
-            body = self.items(("}",))
+            body = self.body(("}",), start, "{")
             self.close("}", start, "{")
             return self.finish("group", (tuple(body),), start)
         if word == "if":
             return self.if_command()
         if word in ("while", "until"):
             self.pos += len(word)
-            condition = self.items(("do",))
+            condition = self.body(("do",), start, word)
             self.close("do", start, word)
-            body = self.items(("done",))
+            body = self.body(("done",), start, word)
             self.close("done", start, word)
             return self.finish(word, (tuple(condition), tuple(body)), start)
         if word in ("for", "select"):
@@ -310,7 +318,7 @@ class _Parser:
     def subshell(self) -> Compound:
         start = self.pos
         self.pos += 1
-        body = self.items(())
+        body = self.body((), start, "(")
         self.skip_lines()
         if self.pos < self.end and self.text[self.pos] == ")":
             self.pos += 1
@@ -354,9 +362,9 @@ class _Parser:
         branches: list[tuple[Item, ...]] = []
         self.pos += 2
         while True:
-            condition = self.items(("then",))
+            condition = self.body(("then",), start, "if")
             self.close("then", start, "if")
-            body = self.items(("elif", "else", "fi"))
+            body = self.body(("elif", "else", "fi"), start, "if")
             branches += [tuple(condition), tuple(body)]
             match = _RESERVED.match(self.text, self.pos)
             word = match.group() if match else ""
@@ -365,7 +373,7 @@ class _Parser:
                 continue
             if word == "else":
                 self.pos += 4
-                branches.append(tuple(self.items(("fi",))))
+                branches.append(tuple(self.body(("fi",), start, "if")))
             self.close("fi", start, "if")
             return self.finish("if", tuple(branches), start)
 
@@ -402,7 +410,7 @@ class _Parser:
             self.pos += 1
         else:
             self.close("do", start, kind)
-        body = self.items((closing,))
+        body = self.body((closing,), start, kind)
         self.close(closing, start, kind)
         return self.finish("for", ((), tuple(body)), start, name=name, words=words, expression=expression)
 
