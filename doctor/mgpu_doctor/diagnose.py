@@ -217,13 +217,10 @@ def _look_at_ports(facts: Facts, launches: Iterable[Launch]) -> Facts:
     """Try the ports that the launches name, on this machine only."""
     if facts.origin != THIS_MACHINE:
         return facts
-    ports = {launch.rendezvous.port.known for launch in launches if launch.rendezvous and launch.rendezvous.port}
-    wanted = sorted(port for port in ports if port)
-    if not wanted:
-        return facts
-    from mgpu_doctor.collect.ports import with_ports
+    from mgpu_doctor.collect.ports import ports_named, with_ports
 
-    return with_ports(facts, wanted)
+    named = ports_named(launches)
+    return with_ports(facts, named) if named else facts
 
 
 def _report(

@@ -20,6 +20,8 @@ WATCHED = (
 def writes(args):
     return isinstance(args[1], str) and set(args[1]) & set("wax+") and not str(args[0]).endswith(".pyc")
 def hook(event, args):
+    if event == "socket.sendto" and args[0].family == 16:
+        return  # AF_NETLINK: asking the kernel which ports are listened on
     if event in WATCHED:
         events.append([event, repr(args)[:200]])
     elif event == "open" and writes(args):

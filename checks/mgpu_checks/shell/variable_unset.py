@@ -90,9 +90,9 @@ def _in_word(case: Case, script: Script, command: Command, option: str, word: Wo
         return None
     piece = word.pieces[0]
     name = piece.variable
-    if name is None or piece.quoted or not re.fullmatch(rf"\$(?:{name}|{{{name}}})", piece.written):
+    if name is None or not re.fullmatch(r"[A-Za-z_]\w*", name):
         return None
-    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+    if piece.quoted or not re.fullmatch(rf"\$(?:{name}|{{{name}}})", piece.written):
         return None
     if piece.text is not None or _FROM_OUTSIDE.fullmatch(name) or _assigned(script, name):
         return None
