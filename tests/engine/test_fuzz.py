@@ -28,7 +28,7 @@ REGISTRY = Registry(CHECKS, ())
 
 
 def _corpus() -> list[str]:
-    texts = set()
+    texts: set[str] = set()
     for check in CHECKS:
         for example in (*check.rule.bad, *check.rule.good):
             texts.update(text for text in (example.command,) if text)
