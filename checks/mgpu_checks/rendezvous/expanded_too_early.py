@@ -67,6 +67,10 @@ RULE = Rule(
         Example(
             "the same for every rank", 'srun bash -c "torchrun --nnodes $SLURM_NNODES --rdzv_id $SLURM_JOB_ID train.py"'
         ),
+        Example(
+            "the rendezvous hands out ranks",
+            "srun torchrun --nnodes 2 --node_rank $SLURM_NODEID --rdzv_backend c10d --rdzv_endpoint 10.0.0.1:29500 train.py",
+        ),
         Example("without srun", "torchrun --nnodes 2 --node_rank $SLURM_NODEID --master_addr 10.0.0.1 train.py"),
     ),
     sources=(
@@ -97,6 +101,7 @@ _RANKS = frozenset({"RANK", "NODE_RANK", "LOCAL_RANK", "MACHINE_RANK", "GROUP_RA
 
 def find(case: Case) -> Iterator[Finding]:
     """Launches under srun or mpirun whose words or rank variables are expanded outside."""
+    seen: set[tuple[int, Span]] = set()
     for launch in case.launches:
         command = launch.command
         at = next((n for n, wrapper in enumerate(command.wrappers) if wrapper.name in _STARTERS), None)
@@ -106,13 +111,24 @@ def find(case: Case) -> Iterator[Finding]:
         has_shell = any(wrapper.name in _SHELLS for wrapper in command.wrappers[at + 1 :])
         for word in command.words:
             name = _expanded_outside(command, starter, word, has_shell=has_shell)
-            if name is not None:
+            if name is not None and (id(command.source), word.span) not in seen and not _ignored(command, word):
+                seen.add((id(command.source), word.span))
                 yield _finding(command, starter, word, name, has_shell=has_shell)
         for variable in command.environment:
             if variable.name in _RANKS and _set_before(variable, command.source, starter):
                 name = _per_task(variable.value)
                 if name is not None:
                     yield _for_variable(command, starter, variable, name)
+
+
+def _ignored(command: Command, word: Word) -> bool:
+    """Whether the word is a node's rank and the rendezvous hands out ranks by itself (every backend but static)."""
+    shown = [one.shown for one in command.words]
+    at = next((n for n, one in enumerate(command.words) if one is word), 0)
+    option = word.known_prefix if "=" in word.known_prefix else shown[at - 1]
+    if not re.match(r"--(?:machine|node)[-_]rank", option):
+        return False
+    return re.search(r"--rdzv[-_]backend[= ](?:c10d|etcd)", " ".join(shown)) is not None
 
 
 def _per_task(word: Word | None) -> str | None:

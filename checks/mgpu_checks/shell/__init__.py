@@ -14,7 +14,7 @@ _LAUNCHERS = (
     r"(?:torchrun|accelerate(?:-launch)?|deepspeed(?:\.pt)?|llamafactory-cli|lmf|swift|axolotl|xtuner|colossalai|horovodrun"
     r"|composer|srun|mpirun|mpiexec|python[\d.]*)"
 )
-_PLAIN_NAMES = frozenset(
+RENDEZVOUS = frozenset(
     {"MASTER_ADDR", "MASTER_PORT", "NNODES", "NODE_RANK", "NPROC_PER_NODE", "RANK", "WORLD_SIZE", "LOCAL_RANK"}
 )
 _KNOBS = re.compile(
@@ -26,7 +26,7 @@ _KNOBS = re.compile(
 
 def is_knob(name: str) -> bool:
     """Whether a launcher, CUDA, NCCL or a library reads a variable of this name from its environment."""
-    return name in _PLAIN_NAMES or _KNOBS.fullmatch(name) is not None
+    return name in RENDEZVOUS or _KNOBS.fullmatch(name) is not None
 
 
 def scripts_with_launches(case: Case) -> Iterator[tuple[Script, tuple[Command, ...]]]:

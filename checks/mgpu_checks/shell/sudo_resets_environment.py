@@ -34,9 +34,11 @@ RULE = Rule(
     bad=(
         Example("in front of sudo", "CUDA_VISIBLE_DEVICES=0,1 sudo torchrun --nproc_per_node 2 train.py"),
         Example("exported", "export NCCL_SOCKET_IFNAME=eth0 HF_HUB_OFFLINE=1\nsudo python train.py"),
+        Example("PATH", "sudo FORCE_TORCHRUN=1 /opt/env/bin/llamafactory-cli train a.yaml"),
         Example("ssh", "export CUDA_VISIBLE_DEVICES=0,1\nssh node1 'cd /work && torchrun --nproc_per_node 2 train.py'"),
     ),
     good=(
+        Example("PATH is passed", 'sudo env "PATH=$PATH" FORCE_TORCHRUN=1 llamafactory-cli train a.yaml'),
         Example("behind sudo", "sudo CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node 2 train.py"),
         Example("preserved", "export CUDA_VISIBLE_DEVICES=0,1\nsudo -E python train.py"),
         Example(
@@ -69,6 +71,18 @@ def find(case: Case) -> Iterator[Finding]:
         lost = [v for v in command.shell_only if v.scope in {"export", "prefix", "env"} and _matters(command, v)]
         if lost:
             yield _finding(command, wrapper, lost)
+        elif wrapper.name == "sudo" and any(layer.implied for layer in launch.layers) and not _path_is_given(command):
+            yield report(
+                RULE,
+                f"{command.words[0].shown} starts torchrun by its name, and sudo replaces PATH (secure_path): "
+                "torchrun of another environment is found, or none.",
+                command.locate(wrapper.words[0].span),
+                fix=Fix('sudo env "PATH=$PATH" …, or run it without sudo'),
+            )
+
+
+def _path_is_given(command: Command) -> bool:
+    return any(variable.name == "PATH" and variable.scope == "env" for variable in command.environment)
 
 
 def _matters(command: Command, variable: Variable) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mgpu_checks.shell import BASH, is_knob, once, refers_to, scripts_with_launches
+from mgpu_checks.shell import BASH, RENDEZVOUS, is_knob, once, refers_to, scripts_with_launches
 from mgpu_doctor.authoring import (
     Case,
     Command,
     Example,
     Finding,
     Fix,
+    Launch,
     Location,
     Reference,
     Rule,
@@ -57,6 +58,7 @@ RULE = Rule(
             "used as an argument", "MASTER_PORT=29511\ntorchrun --nproc_per_node 2 --master_port $MASTER_PORT train.py"
         ),
         Example("passed on", "CUDA_VISIBLE_DEVICES=4,5\nCUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES python train.py"),
+        Example("the launcher does not read it", "NODE_RANK=0\ntorchrun --nproc_per_node 2 train.py"),
         Example("no knob", "MODEL_DIR=/models/m\npython train.py"),
         Example("no launch", lint=("env.sh",), files={"env.sh": "CUDA_VISIBLE_DEVICES=0\necho done\n"}),
         Example(
@@ -76,9 +78,10 @@ RULE = Rule(
 
 def find(case: Case) -> Iterator[Finding]:
     """Assignments in force at a launch that do not reach it."""
+    reading = {id(launch.command): launch for launch in case.launches}
     for script, launches in scripts_with_launches(case):
         groups: dict[int, list[tuple[Variable, Command]]] = {}
-        for variable, launch in _hidden(script, launches):
+        for variable, launch in _hidden(script, launches, reading):
             assert variable.location is not None
             groups.setdefault(_statement(script, variable.location.span), []).append((variable, launch))
         for start, group in groups.items():
@@ -86,7 +89,9 @@ def find(case: Case) -> Iterator[Finding]:
         yield from _set_of_other_shells(script, launches)
 
 
-def _hidden(script: Script, launches: tuple[Command, ...]) -> Iterator[tuple[Variable, Command]]:
+def _hidden(
+    script: Script, launches: tuple[Command, ...], reading: dict[int, Launch]
+) -> Iterator[tuple[Variable, Command]]:
     seen = set()
     for launch in launches:
         if any(wrapper.name in {"ssh", "docker run", "docker exec", "kubectl exec"} for wrapper in launch.wrappers):
@@ -96,7 +101,7 @@ def _hidden(script: Script, launches: tuple[Command, ...]) -> Iterator[tuple[Var
             if variable.scope != "assignment" or location is None or location in seen:
                 continue
             if (
-                not is_knob(variable.name)
+                not _is_read(variable.name, reading[id(launch)])
                 or launch.variable(variable.name) is not None
                 or location.source != script.source
             ):
@@ -107,6 +112,19 @@ def _hidden(script: Script, launches: tuple[Command, ...]) -> Iterator[tuple[Var
                 continue
             seen.add(location)
             yield variable, launch
+
+
+def _is_read(name: str, launch: Launch) -> bool:
+    """Whether something in the launch reads a variable of this name.
+
+    The rendezvous variables are read by torch in a process that no launcher started, and by
+    the launchers that start torchrun themselves; torchrun, accelerate and deepspeed take options.
+    """
+    if name not in RENDEZVOUS:
+        return is_knob(name)
+    if launch.layer("llamafactory-cli", "swift") is not None or any(layer.implied for layer in launch.layers):
+        return True
+    return not launch.distributed_layers and name in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 def _used_elsewhere(script: Script, variable: Variable) -> bool:
@@ -139,7 +157,8 @@ def _finding(script: Script, start: int, group: list[tuple[Variable, Command]]) 
     plural = len(group) > 1
     return report(
         RULE,
-        f"{names} {'are' if plural else 'is'} set in this shell only: {program} starts without {'them' if plural else 'it'}.",
+        f"{names} {'are' if plural else 'is'} set in this shell only: "
+        f"{program} starts without {'them' if plural else 'it'}.",
         Location(
             source,
             Span(

@@ -92,7 +92,7 @@ def _in_word(case: Case, script: Script, command: Command, option: str, word: Wo
     name = piece.variable
     if name is None or not re.fullmatch(r"[A-Za-z_]\w*", name):
         return None
-    if piece.quoted or not re.fullmatch(rf"\$(?:{name}|{{{name}}})", piece.written):
+    if piece.quoted or piece.written not in (f"${name}", f"${{{name}}}"):
         return None
     if piece.text is not None or _FROM_OUTSIDE.fullmatch(name) or _assigned(script, name):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,9 +37,8 @@ class Maker:
         if self.rich and depth < 2:
             kinds += ["if", "for", "and", "subshell", "function", "case", "group", "eval", "element", "while", "prefix"]
         kind = self.choice(kinds)
-        return (
-            getattr(self, kind if kind not in ("if", "for", "and", "set", "while") else f"{kind}_")(depth) + self.end()
-        )
+        make: Callable[[int], str] = getattr(self, f"{kind}_" if kind in ("if", "for", "and", "set", "while") else kind)
+        return make(depth) + self.end()
 
     def end(self) -> str:
         return self.choice(("\n", "\n", "\n\n", " # note 'x\n", "; ")) if self.random.random() < 0.5 else "\n"
