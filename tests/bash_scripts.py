@@ -107,7 +107,7 @@ class Maker:
     def while_(self, depth: int) -> str:
         return f"n=0; while [ $n -lt 2 ]; do n=$((n+1))\n{self.body(depth)}done"
 
-    def and_(self, depth: int) -> str:
+    def and_(self, depth: int) -> str:  # noqa: ARG002 - all statements are called alike
         return f"{self.test()} {self.choice(('&&', '||'))} {self.choice((self.assign(), self.show()))}"
 
     def subshell(self, depth: int) -> str:

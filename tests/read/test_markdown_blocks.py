@@ -65,7 +65,10 @@ def test_inline_code(code: str, taken: bool) -> None:
 
 
 def test_restructured_text() -> None:
-    text = "A::\n\n   torchrun a.py \\\n     --lr 1\n\n.. code-block:: bash\n   :linenos:\n\n   python b.py --c\n\n.. code:: python\n\n   torchrun\n"
+    text = (
+        "A::\n\n   torchrun a.py \\\n     --lr 1\n\n"
+        ".. code-block:: bash\n   :linenos:\n\n   python b.py --c\n\n.. code:: python\n\n   torchrun\n"
+    )
     assert _texts(text, "rst") == ["torchrun a.py \\\n  --lr 1", "python b.py --c"]
 
 

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from bash_scripts import Maker, run_in_bash
-
 from mgpu_doctor.model.command import Command
 from mgpu_doctor.model.source import Excerpt, Source
 from mgpu_doctor.shell import parse_shell

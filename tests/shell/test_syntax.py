@@ -35,11 +35,31 @@ def _refused(text: str) -> bool:
 @pytest.mark.parametrize(
     "text",
     [
-        "echo 'a\n", 'echo "a\n', "echo (a)\n", "if x; then y\n", "for i in 1; do x\n", "x |\n", "fi\n", "x; done\n", "}\n",
-        "(x\n", "x )\n", "case a in b) c\n", "| x\n", "x && && y\n", "[[ -z a\n", "A=(1 2\n", "echo $(x\n", "f() {\n x\n",
-        "while x; do y\n", "if x; y; fi\n", "x > \n", "echo `x\n", "{ x\n",
+        "echo 'a\n",
+        'echo "a\n',
+        "echo (a)\n",
+        "if x; then y\n",
+        "for i in 1; do x\n",
+        "x |\n",
+        "fi\n",
+        "x; done\n",
+        "}\n",
+        "(x\n",
+        "x )\n",
+        "case a in b) c\n",
+        "| x\n",
+        "x && && y\n",
+        "[[ -z a\n",
+        "A=(1 2\n",
+        "echo $(x\n",
+        "f() {\n x\n",
+        "while x; do y\n",
+        "if x; y; fi\n",
+        "x > \n",
+        "echo `x\n",
+        "{ x\n",
     ],
-)  # fmt: skip
+)
 def test_the_shell_refuses_what_we_say(text: str) -> None:
     assert _refused(text)
     assert _read(text).problems
@@ -48,14 +68,39 @@ def test_the_shell_refuses_what_we_say(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "a=$((1 << 2))\n", "[[ $a =~ ^(x|y)$ ]] && b\n", "case $1 in (a|b) c;; *) d;; esac\n", "f () { x; }\n",
-        "function f { x; }\n", "for ((i=0; i<3; i++)); do x; done\n", "select a in b; do break; done\n", "x 2>&1 >&- <<< 'a'\n",
-        "cat <<'E' | y\n$(\nE\n", "a=(\n 1 # c\n 2\n)\n", "echo ${a/(/x} ${b:-)}\n", "x <(y) >(z)\n", "until x; do y; done\n",
-        "! x | y\n", "time x\n", "if x\nthen y\nelif z\nthen q\nelse r\nfi\n", "{ x; } > y\n", "echo a\\\nb\n", "coproc x\n",
-        "echo \"$(echo \")\")\"\n", "echo $'it\\'s'\n", "x &> y &\n", "x |& y\n", "declare -A m=([a]=1 [b]=2)\n", "((a++))\n",
-        "cat <<-E\n\tx\n\tE\n", "echo {a,b}{1..3}\n", "a[1]=2\n", "echo ${!a} ${#a[@]} ${a[@]:1:2} ${a^^}\n", "x;\n", "\n\n# only\n",
+        "a=$((1 << 2))\n",
+        "[[ $a =~ ^(x|y)$ ]] && b\n",
+        "case $1 in (a|b) c;; *) d;; esac\n",
+        "f () { x; }\n",
+        "function f { x; }\n",
+        "for ((i=0; i<3; i++)); do x; done\n",
+        "select a in b; do break; done\n",
+        "x 2>&1 >&- <<< 'a'\n",
+        "cat <<'E' | y\n$(\nE\n",
+        "a=(\n 1 # c\n 2\n)\n",
+        "echo ${a/(/x} ${b:-)}\n",
+        "x <(y) >(z)\n",
+        "until x; do y; done\n",
+        "! x | y\n",
+        "time x\n",
+        "if x\nthen y\nelif z\nthen q\nelse r\nfi\n",
+        "{ x; } > y\n",
+        "echo a\\\nb\n",
+        "coproc x\n",
+        'echo "$(echo ")")"\n',
+        "echo $'it\\'s'\n",
+        "x &> y &\n",
+        "x |& y\n",
+        "declare -A m=([a]=1 [b]=2)\n",
+        "((a++))\n",
+        "cat <<-E\n\tx\n\tE\n",
+        "echo {a,b}{1..3}\n",
+        "a[1]=2\n",
+        "echo ${!a} ${#a[@]} ${a[@]:1:2} ${a^^}\n",
+        "x;\n",
+        "\n\n# only\n",
     ],
-)  # fmt: skip
+)
 def test_what_the_shell_takes_is_no_problem(text: str) -> None:
     assert not _refused(text)
     assert _read(text).problems == ()
@@ -86,8 +131,19 @@ def _ordered(span: Span, size: int) -> bool:
 
 _SHELL_TEXT = st.lists(
     st.sampled_from(
-        list("ab1 \n\t\\'\"`$(){}[]<>|&;#=~*?!-:/@%^+,.\r\u2014")
-        + ["if ", "then ", "fi\n", "for ", "do ", "done\n", "<<E\n", "bash -c ", "eval ", "export "]
+        [
+            *list("ab1 \n\t\\'\"`$(){}[]<>|&;#=~*?!-:/@%^+,.\r—"),
+            "if ",
+            "then ",
+            "fi\n",
+            "for ",
+            "do ",
+            "done\n",
+            "<<E\n",
+            "bash -c ",
+            "eval ",
+            "export ",
+        ]
     ),
     max_size=60,
 ).map("".join)

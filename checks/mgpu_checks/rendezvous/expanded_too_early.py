@@ -33,8 +33,10 @@ RULE = Rule(
     severity=Severity.ERROR,
     summary="A rank's own variable is expanded once, in the shell that starts the ranks.",
     why=(
-        "srun sets SLURM_PROCID, SLURM_NODEID and SLURM_LOCALID for every task. Outside single quotes the batch shell expands "
-        "them before srun starts anything, where they are 0 or unset: every node gets rank 0, and the job hangs or runs twice."
+        "srun sets SLURM_PROCID, SLURM_NODEID and SLURM_LOCALID for every task. Outside single "
+        "quotes the batch shell expands "
+        "them before srun starts anything, where they are 0 or unset: every node gets rank 0, and "
+        "the job hangs or runs twice."
     ),
     bad=(
         Example(
@@ -69,7 +71,8 @@ RULE = Rule(
         ),
         Example(
             "the rendezvous hands out ranks",
-            "srun torchrun --nnodes 2 --node_rank $SLURM_NODEID --rdzv_backend c10d --rdzv_endpoint 10.0.0.1:29500 train.py",
+            "srun torchrun --nnodes 2 --node_rank $SLURM_NODEID --rdzv_backend c10d --rdzv_endpoint "
+            "10.0.0.1:29500 train.py",
         ),
         Example("without srun", "torchrun --nnodes 2 --node_rank $SLURM_NODEID --master_addr 10.0.0.1 train.py"),
     ),
@@ -90,10 +93,16 @@ RULE = Rule(
 
 _PER_TASK = frozenset(
     {
-        "SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "PMI_RANK",
-        "PMIX_RANK", "MPI_LOCALRANKID",
+        "SLURM_PROCID",
+        "SLURM_NODEID",
+        "SLURM_LOCALID",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "PMI_RANK",
+        "PMIX_RANK",
+        "MPI_LOCALRANKID",
     }
-)  # fmt: skip
+)
 _STARTERS = frozenset({"srun", "mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun"})
 _SHELLS = frozenset({"bash -c", "sh -c", "zsh -c", "dash -c", "ksh -c", "bash", "sh", "eval", "env -S"})
 _RANKS = frozenset({"RANK", "NODE_RANK", "LOCAL_RANK", "MACHINE_RANK", "GROUP_RANK"})

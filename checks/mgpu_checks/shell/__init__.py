@@ -72,7 +72,8 @@ class Break:
     """A place where a launch command ends although its options go on.
 
     ``head`` is the launch, ``before`` the command that ends (the head, or what was
-    broken off it), ``fragment`` the command that its next options became. ``cause``: ``blank``, ``comment``, ``newline``,
+    broken off it), ``fragment`` the command that its next options became. ``cause``: ``blank``, ``comment``,
+    ``newline``,
     ``separator``.
     """
 

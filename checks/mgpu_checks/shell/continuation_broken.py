@@ -29,7 +29,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     summary="Blanks, or blanks and a comment, stand behind the backslash that should join two lines.",
     why=(
-        "A backslash joins two lines only when the newline follows it at once. With a blank between, the blank is quoted "
+        "A backslash joins two lines only when the newline follows it at once. With a blank between, "
+        "the blank is quoted "
         "and becomes an argument of its own, the command ends there, and the next line is run as a command."
     ),
     bad=(

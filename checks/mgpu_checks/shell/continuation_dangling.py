@@ -104,7 +104,8 @@ def _swallowed(script: Script, launch: Launch) -> Iterator[Finding]:
         at = before.start()
         yield report(
             RULE,
-            f"The backslash joins the next line: `{word.value}` and what follows become arguments of {launch.command.words[0].shown}.",
+            f"The backslash joins the next line: `{word.value}` and what follows become arguments of "
+            f"{launch.command.words[0].shown}.",
             location_in(script.source, at, at + 1),
             severity=Severity.ERROR,
             fix=_fix(script, at),

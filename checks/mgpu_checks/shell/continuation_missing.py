@@ -50,7 +50,8 @@ def _finding(one: Break) -> Finding:
     source = one.script.source
     return report(
         RULE,
-        f"`{first.shown}` does not belong to {one.head.words[0].shown}: the line above has no backslash, so the command ends there.",
+        f"`{first.shown}` does not belong to {one.head.words[0].shown}: the line above has no "
+        "backslash, so the command ends there.",
         one.fragment.locate(one.fragment.span),
         fix=Fix("end the line above with a backslash", (insert(source, one.before.span.end, " \\"),), safe=True),
     )

@@ -28,7 +28,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     summary="A list of devices comes out of an array or a command with blanks where commas are needed.",
     why=(
-        "`${GPUS[@]}` and `${GPUS[*]}` put blanks between the elements, and `seq` puts newlines. CUDA reads the list up to the "
+        "`${GPUS[@]}` and `${GPUS[*]}` put blanks between the elements, and `seq` puts newlines. "
+        "CUDA reads the list up to the "
         "first character that is no digit or comma: one GPU is left, and the other ranks find no device."
     ),
     bad=(

@@ -14,7 +14,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     summary="`!cd` and `!export` in a notebook do not last.",
     why=(
-        "Every `!` line runs in a shell of its own that ends with the line. A directory or variable that it sets is gone "
+        "Every `!` line runs in a shell of its own that ends with the line. A directory or variable "
+        "that it sets is gone "
         "when the next line launches the job: `%cd` and `%env` change the notebook's own process."
     ),
     bad=(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 from mgpu_checks.shell import BASH, breaks
 from mgpu_doctor.authoring import (
@@ -60,7 +61,7 @@ def find(case: Case) -> Iterator[Finding]:
     launching = {id(launch.command) for launch in case.launches}
     for script in case.scripts:
         commands = sorted(script.commands, key=lambda command: command.span)
-        for launch, after in zip(commands, commands[1:], strict=False):
+        for launch, after in pairwise(commands):
             if id(launch) in launching and after.name == "tee" and after.pipeline[0] == launch.pipeline[0] + 1:
                 yield from _behind_tee(script, launch, after)
     for one in breaks(case):
@@ -68,7 +69,8 @@ def find(case: Case) -> Iterator[Finding]:
             first = one.fragment.words[0]
             yield report(
                 RULE,
-                f"`{first.shown}` stands behind the end of {one.head.words[0].shown} and is run as a command of its own.",
+                f"`{first.shown}` stands behind the end of {one.head.words[0].shown} and is run as a "
+                "command of its own.",
                 one.fragment.locate(one.fragment.span),
                 fix=_moved(one.script, one.head, one.fragment.words, one.fragment.words[0].span.start),
             )

@@ -33,7 +33,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     summary="Quotation marks become part of a value, because nothing removes them there.",
     why=(
-        "The shell removes the quotation marks that it reads in the text of a command. Those that come out of a variable, or "
+        "The shell removes the quotation marks that it reads in the text of a command. Those that "
+        "come out of a variable, or "
         'that stand inside other quotes, are ordinary characters: the program receives `"a` and `b"`.'
     ),
     bad=(

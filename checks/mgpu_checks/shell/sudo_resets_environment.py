@@ -28,7 +28,8 @@ RULE = Rule(
     severity=Severity.WARNING,
     summary="sudo, su or ssh start the launch without the variables that were set for it.",
     why=(
-        "sudo starts its command in a fresh environment (env_reset) with a PATH of its own, `su -` and ssh start a new login: "
+        "sudo starts its command in a fresh environment (env_reset) with a PATH of its own, `su -` "
+        "and ssh start a new login: "
         "what was exported, or written in front of sudo, does not reach the launch, and python may be another one."
     ),
     bad=(

@@ -29,7 +29,9 @@ RULE = Rule(
     slug="typographic-characters",
     title="Typographic characters in a command",
     severity=Severity.ERROR,
-    summary="Characters that look like ASCII and are not: typographic dashes and quotes, other blanks, full-width signs.",
+    summary=(
+        "Characters that look like ASCII and are not: typographic dashes and quotes, other blanks, full-width signs."
+    ),
     why=(
         "Word processors and chat programs turn `--` into a dash, straight quotes into curly ones and blanks into "
         "no-break spaces. To the shell these are letters: `—lr` is no option, curly quotes stay in the value, and a "
@@ -64,13 +66,25 @@ _QUOTES = {
 }
 _INVISIBLE = frozenset("\u200b\u2060\ufeff")
 _SIGNS = {
-    "\uff0c": ",", "\uff1a": ":", "\uff0f": "/", "\uff3f": "_", "\uff1d": "=", "\uff5c": "|", "\uff06": "&", "\uff1b": ";",
+    "\uff0c": ",",
+    "\uff1a": ":",
+    "\uff0f": "/",
+    "\uff3f": "_",
+    "\uff1d": "=",
+    "\uff5c": "|",
+    "\uff06": "&",
+    "\uff1b": ";",
     "\uff3c": "\\",
-}  # fmt: skip
+}
 _NAMES = {
-    "\u2014": "an em dash", "\u2013": "an en dash", "\u2212": "a minus sign", "\u00a0": "a no-break space",
-    "\u3000": "an ideographic space", "\u200b": "a zero-width space", "\ufeff": "a byte order mark",
-}  # fmt: skip
+    "\u2014": "an em dash",
+    "\u2013": "an en dash",
+    "\u2212": "a minus sign",
+    "\u00a0": "a no-break space",
+    "\u3000": "an ideographic space",
+    "\u200b": "a zero-width space",
+    "\ufeff": "a byte order mark",
+}
 
 
 def find(case: Case) -> Iterator[Finding]:
@@ -91,9 +105,8 @@ def find(case: Case) -> Iterator[Finding]:
 def _spans(script: Script, command: Command) -> list[Span]:
     """The command's own text, the assignments that reach it, and the texts that its words come from."""
     spans = [command.span]
-    for variable in (*command.environment, *command.shell_only):
-        if variable.location is not None and variable.location.source == script.source:
-            spans.append(variable.location.span)
+    locations = [variable.location for variable in (*command.environment, *command.shell_only)]
+    spans += [location.span for location in locations if location is not None and location.source == script.source]
     spans += [
         word.origin.span for word in command.words if word.origin is not None and word.origin.source == script.source
     ]
@@ -109,7 +122,8 @@ def _finding(script: Script, command: Command, marks: list[Mark]) -> Finding:
     return (
         report(
             RULE,
-            f"{name[0].upper()}{name[1:]} (U+{ord(first.detail):04X}){more}: {command.words[0].shown} does not read it as {_meaning(script, first)}.",
+            f"{name[0].upper()}{name[1:]} (U+{ord(first.detail):04X}){more}: {command.words[0].shown} "
+            f"does not read it as {_meaning(script, first)}.",
             command.locate(first.span),
             related=[
                 Evidence(f"{_named(m.detail)} (U+{ord(m.detail):04X})", command.locate(m.span)) for m in marks[1:8]

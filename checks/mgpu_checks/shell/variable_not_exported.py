@@ -32,7 +32,8 @@ RULE = Rule(
     severity=Severity.ERROR,
     summary="A variable is set on a line of its own and not exported: the launcher never sees it.",
     why=(
-        "`NAME=value` alone sets a variable of the shell. Only `export NAME=value`, or `NAME=value command` on one line, "
+        "`NAME=value` alone sets a variable of the shell. Only `export NAME=value`, or `NAME=value "
+        "command` on one line, "
         "puts it into the environment that a program receives. The launch runs as if the line were not there: "
         "with all GPUs instead of the chosen ones, with the default port, with the hub on line."
     ),
@@ -182,7 +183,8 @@ def _set_of_other_shells(script: Script, launches: tuple[Command, ...]) -> Itera
         first = command.words[0].span
         yield report(
             RULE,
-            f"`set {match.group(1)}=…` sets $1 in a POSIX shell, not {match.group(1)}: {launches[-1].words[0].shown} starts without it.",
+            f"`set {match.group(1)}=…` sets $1 in a POSIX shell, not {match.group(1)}: "
+            f"{launches[-1].words[0].shown} starts without it.",
             command.locate(command.span),
             fix=Fix("write export", (replace(command.source, first, "export"),), safe=True),
         )

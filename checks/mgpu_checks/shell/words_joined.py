@@ -26,7 +26,9 @@ RULE = Rule(
     slug="words-joined",
     title="Two arguments are joined into one",
     severity=Severity.ERROR,
-    summary="No blank stands before the backslash, and the next line begins at its very start: two arguments become one.",
+    summary=(
+        "No blank stands before the backslash, and the next line begins at its very start: two arguments become one."
+    ),
     why=(
         "Backslash and newline are removed without leaving anything behind. `--lr 1\\` above `--epochs 3` is "
         "`--lr 1--epochs 3`: the first option gets a wrong value and the second is gone."

@@ -14,10 +14,28 @@ from mgpu_doctor.model.source import Excerpt, Source
 
 SHELL_LANGUAGES = frozenset(
     {
-        "bash", "sh", "shell", "zsh", "ksh", "dash", "shellscript", "shell-script", "console", "shell-session",
-        "shellsession", "sh-session", "terminal", "bash-session", "commandline", "command-line", "cli", "cmd", "slurm", "sbatch",
+        "bash",
+        "sh",
+        "shell",
+        "zsh",
+        "ksh",
+        "dash",
+        "shellscript",
+        "shell-script",
+        "console",
+        "shell-session",
+        "shellsession",
+        "sh-session",
+        "terminal",
+        "bash-session",
+        "commandline",
+        "command-line",
+        "cli",
+        "cmd",
+        "slurm",
+        "sbatch",
     }
-)  # fmt: skip
+)
 PLAIN_LANGUAGES = frozenset({"", "text", "txt", "plain", "plaintext", "none", "code", "default", "raw"})
 
 _FENCE = re.compile(
@@ -31,16 +49,19 @@ _PROMPT = re.compile(
 _MORE_PROMPT = re.compile(r">[ \t]+")
 _SETTINGS = r"(?:[A-Za-z_]\w*=(?:'[^']*'|\"[^\"]*\"|[^\s'\"])*[ \t]+)*"
 _STARTERS = (
-    r"(?:(?:nohup|sudo|time|exec|env|srun|mpirun|mpiexec|timeout|uv run|poetry run|conda run|pixi run|numactl|bash -c|docker run)"
+    r"(?:(?:nohup|sudo|time|exec|env|srun|mpirun|mpiexec|timeout|uv run|poetry run|conda run|pixi "
+    r"run|numactl|bash -c|docker run)"
     r"(?:[ \t]+(?:-[^\s]+|[A-Za-z_]\w*=\S*|\d\S*))*[ \t]+)*"
 )
 _LAUNCHER = (
-    r"(?:torchrun|accelerate(?:-launch|[ \t]+launch)|deepspeed(?:\.pt)?|llamafactory-cli|lmf|swift|axolotl|xtuner|tune[ \t]+run"
+    r"(?:torchrun|accelerate(?:-launch|[ "
+    r"\t]+launch)|deepspeed(?:\.pt)?|llamafactory-cli|lmf|swift|axolotl|xtuner|tune[ \t]+run"
     r"|colossalai|horovodrun|composer|ray[ \t]+job[ \t]+submit|(?:[^\s`'\"]*/)?python[\d.]*)(?=[ \t]|$)"
 )
 _INLINE = re.compile(r"(?<!`)(`{1,2})(?!`)(?P<code>[^`\n]+?)(?<!`)\1(?!`)")
 _RST_DIRECTIVE = re.compile(
-    r"(?P<indent>[ \t]*)\.\.[ \t]+(?P<name>code-block|code|sourcecode|prompt|parsed-literal)::[ \t]*(?P<language>[\w+-]*)"
+    r"(?P<indent>[ \t]*)\.\.[ \t]+(?P<name>code-block|code|sourcecode|prompt|parsed-literal)::[ "
+    r"\t]*(?P<language>[\w+-]*)"
 )
 
 
@@ -65,7 +86,7 @@ def _lines(text: str) -> list[Line]:
     out = []
     at = 0
     for raw in text.split("\n"):
-        out.append(Line(raw[:-1] if raw.endswith("\r") else raw, at))
+        out.append(Line(raw.removesuffix("\r"), at))
         at += len(raw) + 1
     return out
 
@@ -180,7 +201,7 @@ def _whole_command(code: str) -> bool:
         return target.endswith(".py") and len(words) > 1 and not target.endswith("setup.py")
     if launcher in ("swift", "axolotl", "xtuner", "colossalai", "composer", "horovodrun", "lmf", "llamafactory-cli"):
         return len(words) > 1
-    return any(word.endswith(".py") or word.endswith((".sh", ".yaml")) or "-m" in words for word in operands)
+    return any(word.endswith((".py", ".sh", ".yaml")) or "-m" in words for word in operands)
 
 
 # ---------------------------------------------------------------- blocks

@@ -59,7 +59,8 @@ def parse_all(
     ``environment`` is what the shell inherits: a variable that the text never assigns has its value
     there; when it is not there it is unknown, except that ``${NAME:-x}`` then takes the default. ``positional``
     are ``$1`` … (None: unknown). ``inherited`` are exported variables of a caller,
-    ``called_from`` the command that runs this text. ``follow(path, command)`` answers with a shell script's source or None.
+    ``called_from`` the command that runs this text. ``follow(path, command)`` answers with a shell script's
+    source or None.
 
     Variables that a wrapper drops (``sudo``, ``docker run``, ``ssh``) stand in the command's ``shell_only`` with
     the scope that they had (``export``, ``prefix``); un-exported assignments have the scope ``assignment``.

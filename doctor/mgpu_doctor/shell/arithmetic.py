@@ -95,7 +95,7 @@ class _Reader:
 
     def unary(self) -> int:
         token = self.peek()
-        if token in ("-", "+", "!", "~"):
+        if token in {"-", "+", "!", "~"}:
             self.at += 1
             value = self.unary()
             return {"-": -value, "+": value, "!": int(not value), "~": ~value}[token]
@@ -104,7 +104,7 @@ class _Reader:
     def atom(self) -> int:
         token = self.peek()
         self.at += 1
-        if token == "(":
+        if token == "(":  # noqa: S105 - no secret
             value = self.choice()
             if self.peek() != ")":
                 raise _Unclear

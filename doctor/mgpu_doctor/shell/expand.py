@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.source import Excerpt, Location
@@ -74,7 +75,7 @@ class Expander:
                 break
         return out
 
-    def fields(self, parts: tuple[Part, ...], node: WordNode) -> list[FieldWord]:
+    def fields(self, parts: tuple[Part, ...], node: WordNode) -> list[FieldWord]:  # noqa: C901 - one branch for each form
         """Expansion and splitting of one word."""
         done: list[tuple[list[Bit], bool]] = []
         current: list[Bit] = []
@@ -186,9 +187,11 @@ class Expander:
     # ---------------------------------------------------------------- parts
 
     def place(self, start: int, end: int) -> Place:
+        """A place in this text."""
         return Place(self.excerpt, start, end)
 
     def literal(self, part: Literal) -> Bit:
+        """A literal as a bit."""
         return Bit(part.text, part.text, None, part.quoted, Place(self.excerpt, part.start, part.end), part.exact)
 
     def literals(self, part: Literal) -> list[Bit]:
@@ -212,14 +215,17 @@ class Expander:
         return out
 
     def early_bit(self, start: int, end: int, quoted: bool) -> Bit:
+        """What an outer shell puts here: unknown."""
         raw = self.excerpt.source.slice(span_of(self.excerpt, start, end))
         name = self.excerpt.text[start:end].strip("${}") or "$("
         return Bit(None, raw or self.excerpt.text[start:end], name, quoted, self.place(start, end), False, True)
 
     def is_early(self, part: Part) -> bool:
+        """Whether an outer shell expands a part."""
         return any(start <= part.start < end for start, end in self.early)
 
     def tilde(self, bits: list[Bit]) -> list[Bit]:
+        """Bits that begin with ``~``, with the home directory in its place as far as it is known."""
         first = bits[0]
         if first.text is None:
             return bits
@@ -254,28 +260,34 @@ class Expander:
         return self.parameter(part)
 
     def raw(self, part: Part) -> str:
+        """A part as it is written."""
         return self.excerpt.text[part.start : part.end]
 
     def number(self, name: str) -> str | None:
+        """A variable's text for arithmetic, ``0`` when it is unset, None when unknown."""
         cell = self.lookup(name)
         if cell is None:
             return self.inherited(name) if self.state.inherits(name) and not self.state.opaque else None
         return "0" if cell.bits is None else cell.text
 
     def unknown(self, part: Parameter) -> list[Bits]:
+        """An expansion whose result is not known."""
         name = part.name
         return [(Bit(None, self.raw(part), name, part.quoted, self.place(part.start, part.end)),)]
 
     def lookup(self, name: str) -> Cell | None:
+        """The variable as the text has set it, None when it never has."""
         return self.state.cells.get(name)
 
     def inherited(self, name: str) -> str | None:
+        """A variable's text in the inherited environment, None when it is not known to be there."""
         environment = self.state.environment
         if isinstance(environment, Unknown) or self.state.cut:
             return None
         return environment.get(name)
 
     def parameter(self, part: Parameter) -> list[Bits]:
+        """What a parameter expands to."""
         if part.indirect:
             return self.unknown(part)
         found = self.stored(part)
@@ -320,6 +332,7 @@ class Expander:
         return [cell.items[0]] if cell.items else [cell.bits] if cell.items is None else []
 
     def element(self, part: Parameter, cell: Cell) -> list[Bits] | None:
+        """The elements that a subscript chooses; None when unknown."""
         if cell.bits is None:
             return []
         items = cell.items
@@ -337,6 +350,7 @@ class Expander:
         return [items[index]] if 0 <= index < len(items) else []
 
     def several(self, part: Parameter, items: list[Bits], kind: str) -> list[Bits]:
+        """The words of ``@`` or ``*``."""
         if kind == "*" and part.quoted and items and not part.length and part.operator != ":":
             return [self.starred(part, items)]
         return items
@@ -380,6 +394,7 @@ class Expander:
         return out
 
     def measured(self, part: Parameter, found: list[Bits] | None) -> list[Bits]:
+        """``${#NAME}``: a length or a number of elements."""
         text: str | None = None
         if found is not None:
             if part.subscript in ("@", "*") or part.name in ("@", "*"):
@@ -432,8 +447,10 @@ class Expander:
         out: list[Bit] = []
         for piece in part.arguments[0] if part.arguments else ():
             if isinstance(piece, Literal):
-                for bit in self.literals(piece):
-                    out.append(bit._replace(variable=bit.variable or part.name, quoted=piece.quoted or part.quoted))
+                out.extend(
+                    bit._replace(variable=bit.variable or part.name, quoted=piece.quoted or part.quoted)
+                    for bit in self.literals(piece)
+                )
             else:
                 out.extend(self.joined(self.expansion(piece), piece))
         if not out:
@@ -446,7 +463,8 @@ class Expander:
         place = next((bit.place for bit in source if bit.place is not None), None) or self.place(part.start, part.end)
         return (Bit(text, self.raw(part), part.name, part.quoted, place),)
 
-    def sliced(self, part: Parameter, found: list[Bits]) -> list[Bits]:
+    def sliced(self, part: Parameter, found: list[Bits]) -> list[Bits]:  # noqa: C901 - one branch for each form
+        """``${NAME:offset:length}``, of a text or of an array."""
         numbers: list[int | None] = []
         for argument in part.arguments:
             text = text_of(self.text(argument))
@@ -718,7 +736,7 @@ def _brace_at(units: list[_Unit], start: int) -> tuple[int, list[list[_Unit]]] |
         return None
     if commas:
         edges = [start, *commas, at]
-        return at + 1, [units[left + 1 : right] for left, right in zip(edges, edges[1:], strict=False)]
+        return at + 1, [units[left + 1 : right] for left, right in pairwise(edges)]
     inside = units[start + 1 : at]
     text = "".join(_char(unit) for unit in inside)
     if len(text) != len(inside):

@@ -6,9 +6,27 @@ import re
 from functools import lru_cache
 
 _WORDS = (
-    "torchrun", "accelerate", "deepspeed", "python", "llamafactory", "torch.distributed", "swift", "axolotl", "srun", "mpirun",
-    "colossalai", "lmf", "mpiexec", "vllm", "paddle", "horovodrun", "composer", "tune run", "uv run", "xtuner",
-)  # fmt: skip
+    "torchrun",
+    "accelerate",
+    "deepspeed",
+    "python",
+    "llamafactory",
+    "torch.distributed",
+    "swift",
+    "axolotl",
+    "srun",
+    "mpirun",
+    "colossalai",
+    "lmf",
+    "mpiexec",
+    "vllm",
+    "paddle",
+    "horovodrun",
+    "composer",
+    "tune run",
+    "uv run",
+    "xtuner",
+)
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ not of the source it was taken from.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Union
+from typing import NamedTuple, TypeAlias, Union
 
 
 class Literal(NamedTuple):
@@ -23,8 +23,9 @@ class Parameter(NamedTuple):
     """``$NAME``, ``${NAME…}``, ``$1``, ``$@`` …
 
     ``subscript`` is what stands in brackets (``@`` for ``${A[@]}``). ``operator`` is
-    one of ``:-``, ``-``, ``:=``, ``=``, ``:?``, ``?``, ``:+``, ``+``, ``#``, ``##``, ``%``, ``%%``, ``/``, ``//``, ``/#``,
-    ``/%``, ``^``, ``^^``, ``,``, ``,,``, ``@``, ``:`` (a slice), or empty; ``arguments`` are its words.
+    one of ``:-``, ``-``, ``:=``, ``=``, ``:?``, ``?``, ``:+``, ``+``, ``#``, ``##``, ``%``, ``%%``, ``/``,
+    ``//``, ``/#``, ``/%``, ``^``, ``^^``, ``,``, ``,,``, ``@``, ``:`` (a slice), or empty; ``arguments`` are its
+    words.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Placeholder(NamedTuple):
     quoted: bool = False
 
 
-Part = Union[Literal, Parameter, Substitution, Arithmetic, Placeholder]
+Part: TypeAlias = Union[Literal, Parameter, Substitution, Arithmetic, Placeholder]  # noqa: UP007 - evaluated
 
 
 class WordNode(NamedTuple):
@@ -155,7 +156,7 @@ class Function(NamedTuple):
     end: int
 
 
-Node = Union[Simple, Compound, Function]
+Node: TypeAlias = Union[Simple, Compound, Function]  # noqa: UP007 - evaluated
 
 
 class Item(NamedTuple):

@@ -353,7 +353,7 @@ class Walker:
         frame = Frame(node.start, node.end, prefix, redirects, wrappers, next((h for h in heres if h), None))
         self.run(words, frame, context, self.state, declared if not plain else [])
 
-    def run(
+    def run(  # noqa: C901 - one branch for each form
         self,
         words: list[FieldWord],
         frame: Frame,
@@ -1099,7 +1099,7 @@ def join_directory(current: str | Unknown | None, step: str) -> str | Unknown | 
 
 
 def compose(bits: Bits, anchor: FieldWord) -> tuple[Excerpt, tuple[tuple[int, int], ...]]:
-    """The text that bits hold, as an excerpt of the anchor's source, and the ranges that are expanded before it is read."""
+    """The text that bits hold, as an excerpt of the anchor's source, and the ranges that an outer shell expands."""
     source = anchor.excerpt.source
     outer = span_of(anchor.excerpt, anchor.start, anchor.end)
     text: list[str] = []

@@ -1,7 +1,8 @@
 """Commands that only start another command: where their own words end, and what they do to its environment.
 
 The tables name the options that take a value as the next word. Sources: coreutils 9.1 (env, nice,
-nohup, stdbuf, timeout), util-linux 2.38 (ionice, setsid, taskset, flock, chrt), sudo 1.9.13, OpenSSH 9.2 ssh(1), Slurm 24.05
+nohup, stdbuf, timeout), util-linux 2.38 (ionice, setsid, taskset, flock, chrt), sudo 1.9.13, OpenSSH 9.2
+ssh(1), Slurm 24.05
 srun(1), Open MPI 4.1/5.0 and MPICH 4 mpirun(1), Docker 27 ``docker run --help``, SingularityCE 4.1 / Apptainer 1.3
 ``exec --help``, kubectl 1.30, conda 24, uv 0.5, numactl 2.0.16, bash 5.2.
 """
@@ -33,7 +34,8 @@ class Peeled(NamedTuple):
     """A wrapper in front of a command.
 
     ``own`` counts its words; ``text`` is the index of a word that holds shell text, when it starts
-    a shell; ``arguments`` the index of the words behind that text. ``place`` is where the command runs when that is not here;
+    a shell; ``arguments`` the index of the words behind that text. ``place`` is where the command runs when
+    that is not here;
     ``directory`` the word that names the directory it runs in.
     """
 
@@ -68,26 +70,32 @@ def _names(text: str) -> frozenset[str]:
 _SRUN = _names(
     "-A --account --acctg-freq -a --accel-bind -b --bcast --begin -B --extra-node-info --bb --bbf --bcast-exclude"
     " -c --cpus-per-task --cluster-constraint --clusters -M -C --constraint --container --container-id --core-spec -S"
-    " --comment --compress --cores-per-socket --cpu-bind --cpu-freq --cpus-per-gpu -d --dependency -D --chdir -e --error"
+    " --comment --compress --cores-per-socket --cpu-bind --cpu-freq --cpus-per-gpu -d --dependency "
+    "-D --chdir -e --error"
     " --epilog --exclude -x --export --export-file --extra --gid --gpu-bind --gpu-freq --gpus -G --gpus-per-node"
     " --gpus-per-socket --gpus-per-task --gres --gres-flags --hint --het-group -i --input -I --jobid -J --job-name"
     " --kill-on-bad-exit --licenses -L --mail-type --mail-user --mcs-label --mem --mem-bind --mem-per-cpu"
     " --mem-per-gpu --mincpus --mpi --msg-timeout -m --distribution -N --nodes -n --ntasks --network --nice"
     " --nodefile -F --nodelist -w --ntasks-per-core --ntasks-per-gpu --ntasks-per-node --tasks-per-node"
-    " --ntasks-per-socket -o --output --open-mode -p --partition --power --prefer --priority --profile --prolog -q --qos"
+    " --ntasks-per-socket -o --output --open-mode -p --partition --power --prefer --priority "
+    "--profile --prolog -q --qos"
     " -r --relative --reservation --resv-ports --send-libs --signal --sockets-per-node --slurmd-debug --spread-job"
     " --switches --task-epilog --task-prolog --thread-spec --threads -T --threads-per-core --time -t --time-min --tmp"
     " --tres-bind --tres-per-task --uid --wait -W --wckey --wait-for-children"
     " --container-image --container-mounts --container-name --container-workdir --container-save"
     " --container-env --container-entrypoint-log"
 ) - _names(
-    "-a -b -I --spread-job --wait-for-children --container-entrypoint-log --resv-ports --nice --compress --send-libs --kill-on-bad-exit --bcast"
+    "-a -b -I --spread-job --wait-for-children --container-entrypoint-log --resv-ports --nice "
+    "--compress --send-libs --kill-on-bad-exit --bcast"
 )
 _MPI = _names(
-    "-n -np --np -c --n -N -npernode --npernode -npersocket --npersocket -H -host --host -hosts --hosts -f -hostfile --hostfile"
-    " -machinefile --machinefile --default-hostfile -default-hostfile -x -wdir --wdir -wd --wd -path --path --prefix -prefix"
+    "-n -np --np -c --n -N -npernode --npernode -npersocket --npersocket -H -host --host -hosts "
+    "--hosts -f -hostfile --hostfile"
+    " -machinefile --machinefile --default-hostfile -default-hostfile -x -wdir --wdir -wd --wd -path "
+    "--path --prefix -prefix"
     " --map-by -map-by --bind-to -bind-to --rank-by -rank-by -cpus-per-proc --cpus-per-proc --cpus-per-rank"
-    " -cpus-per-rank -rf --rankfile -rankfile -output-filename --output-filename --output -output --timeout -timeout -max-restarts"
+    " -cpus-per-rank -rf --rankfile -rankfile -output-filename --output-filename --output -output "
+    "--timeout -timeout -max-restarts"
     " -ppn --ppn -perhost -grr -env -genvlist -envlist -genvexcl -launcher -rmk -iface -bootstrap -bootstrap-exec"
     " -configfile -app --app -am --am -tune --tune -cpu-set --cpu-set --cpu-list -cpu-list --report-state-on-timeout"
     " --xterm -xterm --stdin -stdin -tmpdir --tmpdir -outfile-pattern -errfile-pattern -prepend-pattern -exitcode"
@@ -96,7 +104,8 @@ _MPI = _names(
 _MPI_TWO = _names("-mca --mca -gmca --gmca --omca --prtemca --pmixmca -genv -env --genv --env")
 _DOCKER = _names(
     "-a --attach --add-host --annotation --blkio-weight --blkio-weight-device -c --cpu-shares --cap-add --cap-drop"
-    " --cgroup-parent --cgroupns --cidfile --cpu-count --cpu-percent --cpu-period --cpu-quota --cpu-rt-period --cpu-rt-runtime"
+    " --cgroup-parent --cgroupns --cidfile --cpu-count --cpu-percent --cpu-period --cpu-quota "
+    "--cpu-rt-period --cpu-rt-runtime"
     " --cpus --cpuset-cpus --cpuset-mems --device --device-cgroup-rule --device-read-bps --device-read-iops"
     " --device-write-bps --device-write-iops --dns --dns-opt --dns-option --dns-search --domainname -e --env --env-file"
     " --entrypoint --expose --gpus --group-add --health-cmd --health-interval --health-retries --health-timeout"
@@ -108,17 +117,23 @@ _DOCKER = _names(
     " --volumes-from -w --workdir --detach-keys --arch --authfile --hooks-dir --secret --systemd --timezone --tz"
 )
 _APPTAINER = _names(
-    "-B --bind --env --env-file --pwd --cwd -W --workdir -H --home -S --scratch -o --overlay --app --add-caps --drop-caps"
-    " --apply-cgroups --cpus --cpuset-cpus --cpuset-mems --dns --docker-host --fusemount --hostname --memory --memory-swap"
-    " --mount --network --network-args --pem-path --pids-limit --security --blkio-weight --blkio-weight-device --cpu-shares"
+    "-B --bind --env --env-file --pwd --cwd -W --workdir -H --home -S --scratch -o --overlay --app "
+    "--add-caps --drop-caps"
+    " --apply-cgroups --cpus --cpuset-cpus --cpuset-mems --dns --docker-host --fusemount --hostname "
+    "--memory --memory-swap"
+    " --mount --network --network-args --pem-path --pids-limit --security --blkio-weight "
+    "--blkio-weight-device --cpu-shares"
     " --memory-reservation --oom-kill-disable --authfile"
 ) - _names("--oom-kill-disable")
 _SSH = _names("-B -b -c -D -E -e -F -I -i -J -L -l -m -O -o -p -Q -R -S -W -w -P")
 _UV = _names(
-    "--extra --group --no-group --only-group --no-extra --env-file --with --with-editable --with-requirements -w -p --python"
-    " --package --index --default-index -i --index-url --extra-index-url -f --find-links --cache-dir --directory --project"
+    "--extra --group --no-group --only-group --no-extra --env-file --with --with-editable "
+    "--with-requirements -w -p --python"
+    " --package --index --default-index -i --index-url --extra-index-url -f --find-links --cache-dir "
+    "--directory --project"
     " --config-file --refresh-package -P --upgrade-package --reinstall-package --resolution --prerelease --link-mode"
-    " --no-build-package --no-binary-package -C --config-setting --exclude-newer --keyring-provider --color --from --index-strategy"
+    " --no-build-package --no-binary-package -C --config-setting --exclude-newer --keyring-provider "
+    "--color --from --index-strategy"
 )
 
 SIMPLE = {
@@ -163,16 +178,20 @@ SIMPLE = {
     "doppler run": Options(_names("-p --project -c --config"), needs_dashes=True),
     "nsys profile": Options(
         _names(
-            "-t --trace -o --output -c --capture-range -d --duration -y --delay -s --sample -e --env-var -f --force-overwrite"
+            "-t --trace -o --output -c --capture-range -d --duration -y --delay -s --sample -e "
+            "--env-var -f --force-overwrite"
             " -w --show-output -x --stop-on-exit -k --kill --capture-range-end --cuda-memory-usage --cudabacktrace"
-            " --gpu-metrics-device --gpu-metrics-devices --nic-metrics --stats --python-sampling --python-backtrace -b --backtrace"
-            " --cuda-graph-trace --session-new --sampling-period --cpuctxsw --run-as --trace-fork-before-exec --export -n"
+            " --gpu-metrics-device --gpu-metrics-devices --nic-metrics --stats --python-sampling "
+            "--python-backtrace -b --backtrace"
+            " --cuda-graph-trace --session-new --sampling-period --cpuctxsw --run-as "
+            "--trace-fork-before-exec --export -n"
             " --inherit-environment --pytorch --cuda-flush-interval --gpuctxsw --osrt-threshold --wait"
         )
     ),
     "ncu": Options(
         _names(
-            "-o --export --set --section --metrics -k --kernel-name -c --launch-count -s --launch-skip --target-processes --nvtx-include --replay-mode"
+            "-o --export --set --section --metrics -k --kernel-name -c --launch-count -s "
+            "--launch-skip --target-processes --nvtx-include --replay-mode"
         )
     ),
     "srun": Options(_SRUN),
@@ -189,13 +208,15 @@ SIMPLE = {
     "ray job submit": Options(
         _names(
             "--address --job-id --submission-id --runtime-env --runtime-env-json --working-dir --metadata-json"
-            " --entrypoint-num-cpus --entrypoint-num-gpus --entrypoint-memory --entrypoint-resources --log-style --log-color --headers --verify"
+            " --entrypoint-num-cpus --entrypoint-num-gpus --entrypoint-memory --entrypoint-resources "
+            "--log-style --log-color --headers --verify"
         )
     ),
     "ssh": Options(_SSH, skip=1),
     "sudo": Options(
         _names(
-            "-u --user -g --group -C --close-from -D --chdir -h --host -p --prompt -R --chroot -r --role -t --type -T --command-timeout -U --other-user"
+            "-u --user -g --group -C --close-from -D --chdir -h --host -p --prompt -R --chroot -r "
+            "--role -t --type -T --command-timeout -U --other-user"
         ),
         assignments=True,
     ),
@@ -220,10 +241,31 @@ _ALIASES = {
 _MPIS = frozenset({"mpirun", "mpiexec", "orterun", "mpiexec.hydra", "prterun"})
 _TWO_WORDS = frozenset(
     {
-        "conda", "mamba", "micromamba", "uv", "poetry", "pipenv", "pdm", "hatch", "pixi", "rye", "pipx", "dotenv", "doppler",
-        "nsys", "docker", "podman", "nvidia-docker", "nerdctl", "docker-compose", "enroot", "kubectl", "oc", "ray",
+        "conda",
+        "mamba",
+        "micromamba",
+        "uv",
+        "poetry",
+        "pipenv",
+        "pdm",
+        "hatch",
+        "pixi",
+        "rye",
+        "pipx",
+        "dotenv",
+        "doppler",
+        "nsys",
+        "docker",
+        "podman",
+        "nvidia-docker",
+        "nerdctl",
+        "docker-compose",
+        "enroot",
+        "kubectl",
+        "oc",
+        "ray",
     }
-)  # fmt: skip
+)
 _BEFORE_SUBCOMMAND = _names(
     "-n --namespace --context --project --directory -C -f --file -p --project-name -H --host --log-level"
 )
@@ -233,10 +275,22 @@ _CONTAINERS = frozenset(
 )
 _KNOWN_STARTS = frozenset(
     {
-        "python", "python3", "torchrun", "accelerate", "accelerate-launch", "deepspeed", "llamafactory-cli", "bash", "sh",
-        "env", "singularity", "apptainer", "numactl", "swift",
+        "python",
+        "python3",
+        "torchrun",
+        "accelerate",
+        "accelerate-launch",
+        "deepspeed",
+        "llamafactory-cli",
+        "bash",
+        "sh",
+        "env",
+        "singularity",
+        "apptainer",
+        "numactl",
+        "swift",
     }
-)  # fmt: skip
+)
 
 
 def base_name(text: str) -> str:
@@ -244,7 +298,7 @@ def base_name(text: str) -> str:
     return text.rsplit("/", 1)[-1]
 
 
-def peel(words: Sequence[FieldWord]) -> Peeled | None:
+def peel(words: Sequence[FieldWord]) -> Peeled | None:  # noqa: C901 - one branch for each form
     """The wrapper that these words begin with, None when they begin with none or start nothing."""
     first = words[0].value if words else None
     if first is None:
@@ -306,7 +360,7 @@ def _sub_command(words: Sequence[FieldWord], name: str) -> tuple[str, int] | Non
     return None
 
 
-def _read(
+def _read(  # noqa: C901 - one branch for each form
     words: Sequence[FieldWord], named: int, table: Options
 ) -> tuple[int, list[Effect], list[tuple[str, FieldWord | None]]]:
     """Where the started command begins, the assignments before it, and the options with their values."""
@@ -384,7 +438,7 @@ def _tail(word: FieldWord, offset: int) -> FieldWord:
             place = bit.place
             if place is not None and bit.exact:
                 place = place._replace(start=place.start + taken)
-            bit = bit._replace(text=text[taken:], written=text[taken:], place=place)
+            bit = bit._replace(text=text[taken:], written=text[taken:], place=place)  # noqa: PLW2901 - the rest of the word
         bits.append(bit)
     place = bits[0].place if bits else None
     start = place.start if place is not None and place.excerpt is word.excerpt else word.start
@@ -396,7 +450,7 @@ def tail(word: FieldWord, offset: int) -> FieldWord:
     return _tail(word, offset)
 
 
-def _env(words: Sequence[FieldWord]) -> Peeled | None:
+def _env(words: Sequence[FieldWord]) -> Peeled | None:  # noqa: C901 - one branch for each form
     at = 1
     effects: list[Effect] = []
     directory = None
@@ -503,7 +557,7 @@ def _apptainer(words: Sequence[FieldWord], name: str) -> Peeled | None:
     end, effects, options = _read(words, at + 1, SIMPLE[name])
     if end >= len(words):
         return None
-    for flag, word in options:
+    for flag, _ in options:
         if flag in ("-e", "--cleanenv", "-c", "--containall", "-C"):
             effects.append(Effect("clear"))
     effects += _given(options, ("--env",), split=True)
