@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mgpu_checks.shell import BASH, Break, breaks
-from mgpu_doctor.authoring import Case, Example, Finding, Fix, Reference, Rule, Severity, insert, report
+from mgpu_doctor.authoring import Case, Evidence, Example, Finding, Fix, Reference, Rule, Severity, insert, report
 
 RULE = Rule(
     code="MGD803",
@@ -39,19 +39,29 @@ RULE = Rule(
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Breaks at a plain newline."""
+    """Breaks at a plain newline, one finding for each launch."""
+    groups: dict[int, list[Break]] = {}
     for one in breaks(case):
         if one.cause == "newline":
-            yield _finding(one)
+            groups.setdefault(id(one.head), []).append(one)
+    for group in groups.values():
+        yield _finding(group)
 
 
-def _finding(one: Break) -> Finding:
+def _finding(group: list[Break]) -> Finding:
+    one = group[0]
     first = one.fragment.words[0]
     source = one.script.source
+    more = f" (and {len(group) - 1} more lines)" if len(group) > 1 else ""
     return report(
         RULE,
-        f"`{first.shown}` does not belong to {one.head.words[0].shown}: the line above has no "
-        "backslash, so the command ends there.",
+        f"`{first.shown}`{more} does not belong to {one.head.words[0].shown}: "
+        "the line above has no backslash, so the command ends there.",
         one.fragment.locate(one.fragment.span),
-        fix=Fix("end the line above with a backslash", (insert(source, one.before.span.end, " \\"),), safe=True),
+        related=[Evidence("and here", other.fragment.locate(other.fragment.span)) for other in group[1:6]],
+        fix=Fix(
+            "end the line above with a backslash",
+            tuple(insert(source, other.before.span.end, " \\") for other in group),
+            safe=True,
+        ),
     )

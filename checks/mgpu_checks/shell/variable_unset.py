@@ -54,6 +54,7 @@ RULE = Rule(
         Example("from the scheduler", "torchrun --nnodes $SLURM_NNODES train.py"),
         Example("nothing is known of the environment", "torchrun --nproc_per_node $NPROC train.py", facts=None),
         Example("a parameter", "bash run.sh 4", files={"run.sh": "torchrun --nproc_per_node $1 train.py\n"}),
+        Example("numbered names", "CLUSTER_40GB=a\ntorchrun train.py --cluster $CLUSTER_80GB", facts=None),
         Example("nothing but more options", "python train.py $EXTRA_ARGS"),
     ),
     sources=(Reference(BASH, "`printf '<%s>' --a $UNSET b` prints <--a><b>", ran=True),),
@@ -143,7 +144,7 @@ def _may_be_set(script: Script) -> bool:
 
 def _typo(one: str, other: str) -> bool:
     """Whether two names differ by one slip: a letter more, less, changed, or two that changed places."""
-    if one == other or one.lower() == other.lower() or re.sub(r"\d+$", "", one) == re.sub(r"\d+$", "", other):
+    if one.lower() == other.lower() or re.sub(r"\d+", "", one) == re.sub(r"\d+", "", other):
         return False
     if min(len(one), len(other)) < 5 or abs(len(one) - len(other)) > 1:
         return False

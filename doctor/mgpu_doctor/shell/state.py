@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from mgpu_doctor.model.command import Piece, Variable, Word
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.record import dataclass, field, replace
 from mgpu_doctor.model.source import Excerpt, Location, Span
 from mgpu_doctor.shell.syntax import Function
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from mgpu_doctor.model.command import Command, Mark, Redirect, Script, SyntaxProblem, Variable, Word, Wrapper
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.record import dataclass, field, replace
 from mgpu_doctor.model.source import Excerpt, Location, Source, Span
 from mgpu_doctor.shell.expand import Expander, brace_alternatives
 from mgpu_doctor.shell.parser import parse
