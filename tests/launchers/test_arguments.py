@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launching import words_of
+from launching import launch, words_of
 from mgpu_doctor.launchers.arguments import OptionTable, parse_arguments, suggest
 from mgpu_doctor.model.command import Piece, Word
 from mgpu_doctor.model.known import Unknown
@@ -164,3 +164,9 @@ def test_agrees_with_argparse(argv: list[str]) -> None:
 
 def _without_none(values: dict[str, object]) -> dict[str, object]:
     return {dest: value for dest, value in values.items() if value is not None}
+
+
+def test_the_value_behind_an_abbreviation_has_its_own_place() -> None:
+    found = launch("torchrun --nproc_per=4 train.py")
+    (option,) = found.layers[0].options
+    assert found.command.source.slice(option.values[0].span) == "4"

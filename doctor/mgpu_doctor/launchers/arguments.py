@@ -230,7 +230,7 @@ def _explicit_value(state: _State, match: _Match, word: Word) -> None:
     if low > 1:
         _report(state, "missing-value", f"argument {_name(spec)}: expected {low} arguments", word.span, match.flag)
         return
-    part = _tail(word, len(match.flag) + (0 if match.attached else 1), value)
+    part = _tail(word, len(word.value or "") - len(value), value)
     _store(state, spec, _written_flag(word, match), (part,), word.span)
     if not value and spec.type in ("int", "float") and state.at < len(state.words):
         # `--num_processes= 4`: refused; the number behind the blank is meant as the value, not as the script.
