@@ -309,7 +309,7 @@ def write(package: str, data: dict[str, object]) -> int:
     lines.append(",\n".join(blocks))
     lines.append(" }\n}\n")
     text = "\n".join(lines)
-    path = tables.DATA / f"{package}.json"
+    path = Path(tables.DATA) / f"{package}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return len(text.encode())

@@ -26,6 +26,7 @@ from mgpu_doctor.model.launch import (
     Target,
     VisibleDevices,
 )
+from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.program import ConfigFile, ConfigValue, Program, Seen
 from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.rule import Check, Example, Reference, Rule
@@ -76,6 +77,7 @@ __all__ = [
     "dataclass",
     "delete_words",
     "insert",
+    "pattern",
     "replace",
     "report",
 ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mgpu_doctor.errors import InputError, UsageError
@@ -21,6 +20,7 @@ from mgpu_doctor.model.facts import NO_FACTS, Facts
 from mgpu_doctor.model.finding import Finding, Outcome
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import Launch
+from mgpu_doctor.model.record import dataclass, replace
 from mgpu_doctor.model.report import Problem, Report
 from mgpu_doctor.model.source import Excerpt, Source
 from mgpu_doctor.registry import Registry, load_checks

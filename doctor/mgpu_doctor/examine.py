@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from mgpu_doctor.model.case import Case, Skip
 from mgpu_doctor.model.finding import Finding, Outcome, OutcomeKind
+from mgpu_doctor.model.record import replace
 from mgpu_doctor.model.rule import Check
 
 

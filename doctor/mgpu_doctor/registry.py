@@ -9,16 +9,17 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from mgpu_doctor.model.pattern import pattern
+from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.report import Problem
 from mgpu_doctor.model.rule import Check, Rule
 
 GROUP = "mgpu_doctor.checks"
 BUILT_IN = "mgpu-doctor"
-_CODE = re.compile(r"[A-Z]{2,6}[0-9]{3}\Z")
-_SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*\Z")
+_CODE = pattern(r"[A-Z]{2,6}[0-9]{3}\Z")
+_SLUG = pattern(r"[a-z0-9]+(?:-[a-z0-9]+)*\Z")
 
 
 class _EntryPoint(NamedTuple):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mgpu_doctor.errors import InputError
+from mgpu_doctor.model.record import dataclass, field
 from mgpu_doctor.suppress import matches
 
 FILE_NAME = "mgpu-doctor.toml"
@@ -106,7 +106,7 @@ def _parse(path: str, data: bytes) -> dict[str, Any]:
 def _build(path: str, table: object) -> Settings:
     if not isinstance(table, dict):
         raise InputError(f"{path}: the settings are not a table")
-    known = {f.name.replace("_", "-"): f.name for f in fields(Settings) if f.name != "path"}
+    known = {name.replace("_", "-"): name for name in Settings.__match_args__ if name != "path"}
     values: dict[str, Any] = {"path": path}
     for key, value in table.items():
         name = known.get(key.replace("_", "-"))

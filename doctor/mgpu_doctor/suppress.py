@@ -7,18 +7,18 @@ prefixes (``MGD3``) are taken; a reason is required, so that the next reader kno
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from mgpu_doctor.model.finding import Finding
+from mgpu_doctor.model.pattern import pattern
+from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.report import Problem, Suppressed
 from mgpu_doctor.model.source import Source, Span
 
-_DIRECTIVE = re.compile(
+_DIRECTIVE = pattern(
     r"(?:\#|<!--|//|^\.\.)\s*mgpu-doctor:\s*(?P<scope>ignore-file|ignore)\s*(?:\[(?P<names>[^\]\n]*)\])?(?P<reason>[^\n]*)"
 )
-_FAMILY = re.compile(r"([a-z]{2,6}[0-9]{0,2})x{0,2}\Z")
+_FAMILY = pattern(r"([a-z]{2,6}[0-9]{0,2})x{0,2}\Z")
 
 
 @dataclass(frozen=True, slots=True)

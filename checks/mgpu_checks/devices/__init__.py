@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mgpu_doctor.authoring import (
     Argument,
@@ -29,6 +28,7 @@ from mgpu_doctor.authoring import (
     Unknown,
     Variable,
     Word,
+    dataclass,
     delete_words,
 )
 

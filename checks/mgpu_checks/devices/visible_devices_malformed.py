@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mgpu_checks.devices import VISIBLE, Element, assignments, elements, gpu_ids, kept, reaching, value_edit
 from mgpu_doctor.authoring import (
@@ -23,6 +22,7 @@ from mgpu_doctor.authoring import (
     Source,
     Span,
     Variable,
+    dataclass,
     replace,
     report,
 )

@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import zip_longest
 
-from mgpu_doctor.authoring import Argument, Case, ConfigFile, Launch, Layer, Location, Program, Release, Span, Unknown
+from mgpu_doctor.authoring import (
+    Argument,
+    Case,
+    ConfigFile,
+    Launch,
+    Layer,
+    Location,
+    Program,
+    Release,
+    Span,
+    Unknown,
+    dataclass,
+    pattern,
+)
 
 CONFIG_ENDINGS = (".yaml", ".yml", ".json")
 _TRUE = frozenset({"true", "1", "yes", "t", "y", "on"})
 _FALSE = frozenset({"false", "0", "no", "f", "n", "off"})
-_ELIDED = re.compile(r"^(?:\.{3}.*|…+|\[.*\]|<.*>)$")
+_ELIDED = pattern(r"^(?:\.{3}.*|…+|\[.*\]|<.*>)$")
 
 
 @dataclass(frozen=True, slots=True)

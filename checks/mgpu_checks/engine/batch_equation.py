@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mgpu_checks.engine import (
     deepspeed_file,
@@ -26,6 +25,7 @@ from mgpu_doctor.authoring import (
     Severity,
     Span,
     Unknown,
+    dataclass,
     report,
 )
 

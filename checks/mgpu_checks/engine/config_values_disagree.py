@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 from mgpu_checks.engine import (
     TrainingArguments,
@@ -29,6 +28,7 @@ from mgpu_doctor.authoring import (
     Severity,
     report,
 )
+from mgpu_doctor.model.record import dataclass, replace
 
 _NUMBERS = (
     (("train_micro_batch_size_per_gpu",), "per_device_train_batch_size", 8.0),

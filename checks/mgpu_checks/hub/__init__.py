@@ -9,9 +9,8 @@ one that counts means offline when it is 1, on, yes or true in any case. So ``HF
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from mgpu_doctor.authoring import Case, Launch, Location, Unknown
+from mgpu_doctor.authoring import Case, Launch, Location, Unknown, dataclass
 
 ON = frozenset({"1", "ON", "YES", "TRUE"})
 """The values that switch it on, in upper case (huggingface_hub, constants.py, ENV_VARS_TRUE_VALUES)."""

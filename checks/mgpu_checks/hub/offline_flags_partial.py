@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from mgpu_checks.hub import (
@@ -31,6 +30,7 @@ from mgpu_doctor.authoring import (
     Span,
     Unknown,
     Variable,
+    pattern,
     replace,
     report,
 )
@@ -109,7 +109,7 @@ CANNOT_USE_IT = frozenset(
 )
 """Commands for which nobody would set the switch: it was meant for the next one."""
 
-INVENTED = re.compile(r"(?:HF|HUGGING_?FACE|TRANSFORMERS?)_(?:\w*_)?OFF?LINE(?:_MODE)?")
+INVENTED = pattern(r"(?:HF|HUGGING_?FACE|TRANSFORMERS?)_(?:\w*_)?OFF?LINE(?:_MODE)?")
 
 
 def find(case: Case) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from mgpu_doctor.authoring import (
     Severity,
     Span,
     closest,
+    pattern,
     report,
 )
 
@@ -94,7 +95,7 @@ _FAMILIES = {
 }
 """How models of a family are called, and how the names of their templates start."""
 
-_TUNED = re.compile(r"(?i)instruct|chat|[-_]it\b")
+_TUNED = pattern(r"(?i)instruct|chat|[-_]it\b")
 
 _USES = frozenset({None, "train", "chat", "api", "webchat", "export", "eval"})
 _CHAT = "llamafactory-cli chat --model_name_or_path local/model --template "

@@ -17,6 +17,7 @@ from mgpu_doctor.authoring import (
     Rule,
     Severity,
     Unknown,
+    pattern,
     report,
 )
 
@@ -26,7 +27,7 @@ _MODULES = {
     "deepspeed": "deepspeed.launcher.runner",
     "llamafactory-cli": "llamafactory.cli",
 }
-_OTHERS = re.compile(r"/(?:envs?|\.?venv|virtualenvs|\.local|(?:ana|mini)conda3?|miniforge3?|mambaforge)/")
+_OTHERS = pattern(r"/(?:envs?|\.?venv|virtualenvs|\.local|(?:ana|mini)conda3?|miniforge3?|mambaforge)/")
 """Directories that hold the commands of an environment of their own."""
 
 _OTHER = {

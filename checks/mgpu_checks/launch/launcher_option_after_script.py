@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from mgpu_checks.launch import command_name, is_switch, option_specs, stands_at, typed_layers
@@ -23,6 +22,7 @@ from mgpu_doctor.authoring import (
     Word,
     delete_words,
     insert,
+    pattern,
     report,
 )
 
@@ -116,7 +116,7 @@ _LIKELY = {
 }
 """Programs have options of these names too: only reported when the program is seen not to take them."""
 
-_HOST_FILTER = re.compile(r"(^|=)[\w.-]+:\d+(,\d+)*(@|$)")
+_HOST_FILTER = pattern(r"(^|=)[\w.-]+:\d+(,\d+)*(@|$)")
 """deepspeed's own way to name GPUs: ``localhost:0,1``."""
 
 _OTHER_PARSERS = (

@@ -28,6 +28,7 @@ from mgpu_doctor.authoring import (
     Severity,
     Span,
     delete_words,
+    pattern,
     replace,
     report,
 )
@@ -83,7 +84,7 @@ RULE = Rule(
 )
 
 _KINDS = ("missing-value", "invalid-value", "invalid-choice", "unexpected-value", "unexpected-argument")
-_PLACEHOLDER = re.compile(r"[<{\[(].*[>}\])]|[A-Z][A-Z0-9_]*|\.{2,}|…|x{1,4}", re.DOTALL)
+_PLACEHOLDER = pattern(r"[<{\[(].*[>}\])]|[A-Z][A-Z0-9_]*|\.{2,}|…|x{1,4}", re.DOTALL)
 """Stand-ins such as ``<N>`` and ``NUM_GPUS``: they are another rule's cause."""
 
 _LOGICAL = frozenset({"true", "false", "yes", "no"})

@@ -22,6 +22,7 @@ from mgpu_doctor.authoring import (
     Word,
     delete_words,
     insert,
+    pattern,
     replace,
     report,
 )
@@ -91,7 +92,7 @@ RULE = Rule(
     fixable=False,
 )
 
-_NO_OPTION = re.compile(r"--(args?|options?|flags?|foo|bar|your[-_]\w*|other[-_]\w*)\d*")
+_NO_OPTION = pattern(r"--(args?|options?|flags?|foo|bar|your[-_]\w*|other[-_]\w*)\d*")
 """Stand-ins of documentation."""
 
 _DIFFERENT_VALUE = frozenset({"--gpus", "--gpu-ids", "--gpu-id", "--deepspeed", "--fsdp", "--fp16", "--bf16"})

@@ -18,6 +18,7 @@ from mgpu_doctor.authoring import (
     Severity,
     Span,
     Word,
+    pattern,
     report,
 )
 
@@ -37,7 +38,7 @@ _PATTERNS = (
 _LOUD = 2
 """How many of the patterns are conspicuous enough to be mentioned where a text is a template for others."""
 
-_BRACKETED = re.compile(r"(?<![<&\d])<[A-Za-z][A-Za-z0-9 _./-]*>(?![>&])")
+_BRACKETED = pattern(r"(?<![<&\d])<[A-Za-z][A-Za-z0-9 _./-]*>(?![>&])")
 
 _RUN = "torchrun --nproc-per-node 4 train.py --output_dir out"
 _FILES = {"train.py": "import torch\n"}

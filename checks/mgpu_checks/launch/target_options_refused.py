@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from mgpu_checks.engine import (
     Given,
@@ -31,6 +30,7 @@ from mgpu_doctor.authoring import (
     Severity,
     Span,
     Unknown,
+    dataclass,
     report,
 )
 

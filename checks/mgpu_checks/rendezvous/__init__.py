@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from mgpu_doctor.authoring import (
     TORCHRUN_NAMES,
@@ -20,7 +19,9 @@ from mgpu_doctor.authoring import (
     Unknown,
     Variable,
     Word,
+    dataclass,
     insert,
+    pattern,
     replace,
 )
 
@@ -30,7 +31,7 @@ DEFAULT_PORT = 29500
 PORT_OPTIONS = {"accelerate": "main_process_port", "deepspeed": "master_port"}
 PORT_FLAGS = {"accelerate": "--main_process_port", "deepspeed": "--master_port"}
 _AWAY = {"docker", "podman", "nvidia-docker", "kubectl", "ssh", "pdsh", "clush", "gcloud", "ray", "enroot"}
-_LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1|\[::1\]|ip6-localhost", re.IGNORECASE)
+_LOOPBACK = pattern(r"localhost|127(?:\.\d{1,3}){3}|::1|\[::1\]|ip6-localhost", re.IGNORECASE)
 
 
 def binding_layer(launch: Launch) -> Layer | None:
@@ -275,7 +276,7 @@ def at_least(version: str | None, *wanted: int) -> bool | None:
     return tuple(int(part) for part in match.group(0).split(".")) >= wanted
 
 
-_DIRECTIVE = re.compile(r"^#SBATCH\s+(.*?)\s*$")
+_DIRECTIVE = pattern(r"^#SBATCH\s+(.*?)\s*$")
 _SHORT = {"-n": "ntasks", "-N": "nodes", "-G": "gpus"}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from mgpu_checks.rendezvous import at_least
 from mgpu_doctor.authoring import (
@@ -23,6 +22,7 @@ from mgpu_doctor.authoring import (
     Source,
     Span,
     Unknown,
+    dataclass,
     report,
 )
 

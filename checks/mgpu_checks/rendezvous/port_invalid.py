@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mgpu_checks.rendezvous import binding_layer, free_port, is_torchrun, port_edit
 from mgpu_doctor.authoring import (
@@ -16,6 +15,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    dataclass,
     report,
 )
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from mgpu_doctor.authoring import Case, Command, Location, Mark, Script, Source, Span, Variable
+from mgpu_doctor.authoring import Case, Command, Location, Mark, Script, Source, Span, Variable, dataclass, pattern
 
 BASH = "bash 5.2.15"
 
@@ -17,7 +16,7 @@ _LAUNCHERS = (
 RENDEZVOUS = frozenset(
     {"MASTER_ADDR", "MASTER_PORT", "NNODES", "NODE_RANK", "NPROC_PER_NODE", "RANK", "WORLD_SIZE", "LOCAL_RANK"}
 )
-_KNOBS = re.compile(
+_KNOBS = pattern(
     r"(?:CUDA|NCCL|HF|TRANSFORMERS|HUGGINGFACE|TORCH|PYTORCH|TORCHELASTIC|ACCELERATE|DEEPSPEED|DS|GLOO|UCX|FSDP|VLLM|WANDB"
     r"|NVIDIA|HIP|ROCR|ASCEND|XLA|OMPI_MCA|TRITON|SWIFT|UCC|SHARP|OMP|MKL|TOKENIZERS|RAY)_[A-Z0-9_]+"
     r"|TOKENIZERS_PARALLELISM|FORCE_TORCHRUN|USE_MODELSCOPE_HUB|CUDA_HOME|MODELSCOPE_CACHE"

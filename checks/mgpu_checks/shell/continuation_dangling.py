@@ -19,6 +19,7 @@ from mgpu_doctor.authoring import (
     Severity,
     Span,
     Word,
+    pattern,
     replace,
     report,
 )
@@ -56,7 +57,7 @@ RULE = Rule(
     fixable=True,
 )
 
-_COMMANDS = re.compile(
+_COMMANDS = pattern(
     r"(?:torchrun|accelerate|deepspeed|llamafactory-cli|python[\d.]*|echo|export|wait|done|fi|sleep|cd)"
 )
 

@@ -17,6 +17,7 @@ from mgpu_doctor.authoring import (
     Rule,
     Severity,
     Variable,
+    pattern,
     replace,
     report,
 )
@@ -55,9 +56,9 @@ RULE = Rule(
     fixable=True,
 )
 
-_LISTS = re.compile(r"(?:CUDA|NVIDIA|HIP|ROCR|ASCEND_RT|ASCEND)_VISIBLE_DEVICES")
-_ARRAY = re.compile(r"\"?\$\{(\w+)\[[@*]\]((?::[^{}:]+){0,2})\}\"?")
-_SEQ = re.compile(r"\$\(\s*seq((?:\s+[\w$+{}()-]+){1,3})\s*\)")
+_LISTS = pattern(r"(?:CUDA|NVIDIA|HIP|ROCR|ASCEND_RT|ASCEND)_VISIBLE_DEVICES")
+_ARRAY = pattern(r"\"?\$\{(\w+)\[[@*]\]((?::[^{}:]+){0,2})\}\"?")
+_SEQ = pattern(r"\$\(\s*seq((?:\s+[\w$+{}()-]+){1,3})\s*\)")
 
 
 def find(case: Case) -> Iterator[Finding]:

@@ -5,7 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mgpu_doctor.authoring import Case, Example, Finding, Fix, Reference, Rule, Script, Severity, Span, replace, report
+from mgpu_doctor.authoring import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Reference,
+    Rule,
+    Script,
+    Severity,
+    Span,
+    pattern,
+    replace,
+    report,
+)
 
 RULE = Rule(
     code="MGD812",
@@ -37,9 +50,7 @@ RULE = Rule(
     fixable=True,
 )
 
-_LINE = re.compile(
-    r"^[ \t]*!(?:(cd)[ \t]+([^\n;&|]+?)|(export[ \t]+)?([A-Za-z_]\w*)=([^\n;&|]*?))[ \t]*$", re.MULTILINE
-)
+_LINE = pattern(r"^[ \t]*!(?:(cd)[ \t]+([^\n;&|]+?)|(export[ \t]+)?([A-Za-z_]\w*)=([^\n;&|]*?))[ \t]*$", re.MULTILINE)
 
 
 def find(case: Case) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from mgpu_doctor.authoring import (
     Span,
     Word,
     insert,
+    pattern,
     replace,
     report,
 )
@@ -53,7 +54,7 @@ RULE = Rule(
     fixable=True,
 )
 
-_TEE = re.compile(r"-[aip]+$|--(?:append|ignore-interrupts|output-error(?:=.*)?|help|version)$")
+_TEE = pattern(r"-[aip]+$|--(?:append|ignore-interrupts|output-error(?:=.*)?|help|version)$")
 
 
 def find(case: Case) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from mgpu_checks.shell import BASH
-from mgpu_doctor.authoring import Case, Example, Finding, Location, Reference, Rule, Script, Severity, report
+from mgpu_doctor.authoring import Case, Example, Finding, Location, Reference, Rule, Script, Severity, pattern, report
 
 RULE = Rule(
     code="MGD811",
@@ -42,7 +42,7 @@ RULE = Rule(
     sources=(Reference(BASH, "bash -n refuses every text of the examples that fire", ran=True),),
 )
 
-_LAUNCHES = re.compile(
+_LAUNCHES = pattern(
     r"torchrun|accelerate(?:-launch|\s+launch)|deepspeed|llamafactory-cli|python[\d.]*\s+\S*\.py|python[\d.]*\s+-m"
 )
 

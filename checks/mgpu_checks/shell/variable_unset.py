@@ -22,6 +22,7 @@ from mgpu_doctor.authoring import (
     Unknown,
     Word,
     closest,
+    pattern,
     replace,
     report,
 )
@@ -61,7 +62,7 @@ RULE = Rule(
     fix="set it, or correct its name",
 )
 
-_FROM_OUTSIDE = re.compile(
+_FROM_OUTSIDE = pattern(
     r"(?:SLURM|PBS|LSB|OMPI|PMI|PMIX|MPI|HYDRA|KUBERNETES|SGE|PJM|COBALT|CI|GITHUB|AZUREML|AZ|SM|VC|MLP|PET|ARNOLD|VOLC|DLC|AWS|XDG|LC"
     r"|SSH|CONDA|VIRTUAL|BASH|COMP|FUNCNAME)_?\w*|[a-z_]|HOME|USER|PWD|OLDPWD|HOSTNAME|HOST|TMPDIR|TMP|TEMP|SHELL|PATH|LANG|TERM"
     r"|LOGNAME|UID|EUID|PPID|RANDOM|SECONDS|LINENO|SCRATCH|WORK|PROJECT|STORE|DATA|OSTYPE|MACHTYPE|DISPLAY|LD_LIBRARY_PATH"

@@ -18,6 +18,7 @@ from mgpu_doctor.authoring import (
     Severity,
     Span,
     insert,
+    pattern,
     report,
 )
 
@@ -49,7 +50,7 @@ RULE = Rule(
     fixable=True,
 )
 
-_MEANS_TO_LAUNCH = re.compile(
+_MEANS_TO_LAUNCH = pattern(
     r"(?:\S*/)?(?:torchrun|accelerate|deepspeed|llamafactory-cli|python[\d.]*|launch)(?=\\|\s|$)"
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mgpu_doctor.authoring import (
     Case,
@@ -19,6 +18,8 @@ from mgpu_doctor.authoring import (
     Severity,
     Span,
     Unknown,
+    dataclass,
+    pattern,
     replace,
     report,
 )
@@ -105,7 +106,7 @@ RULE = Rule(
 
 WANTED = frozenset({"flash_attention_2", "flash_attn_2", "fa2", "flash_attn"})
 KERNELS_SINCE = (4, 56)
-IN_PROGRAM = re.compile(r"(?:attn_implementation=['\"]?flash_attention_2['\"]?|use_flash_attention_2=True)(?:,|$)")
+IN_PROGRAM = pattern(r"(?:attn_implementation=['\"]?flash_attention_2['\"]?|use_flash_attention_2=True)(?:,|$)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from mgpu_doctor.authoring import (
@@ -21,6 +20,7 @@ from mgpu_doctor.authoring import (
     Variable,
     delete_words,
     insert,
+    pattern,
     replace,
     report,
 )
@@ -76,13 +76,13 @@ RULE = Rule(
     fixable=True,
 )
 
-OF_LIBRARIES = re.compile(
+OF_LIBRARIES = pattern(
     r"(?:TRANSFORMERS?|HF|HUGGING_?FACE|ACCELERATE|LLAMA_?FACTORY|DEEPSPEED)_(?:\w+_)?"
     r"(?:FLASH_?ATT\w*|FA2?|ATTN_IMPL\w*|ATTENTION_IMPL\w*)(?:_\w+)?"
 )
 """Names that say whose switch they would be."""
 
-GENERAL = re.compile(
+GENERAL = pattern(
     r"(?:NO|DISABLE|USE|ENABLE|FORCE)_FLASH_?(?:ATTN|ATTENTION|ATT)(?:_?2)?"
     r"|FLASH_?(?:ATTN|ATTENTION)(?:_?2)?(?:_(?:DISABLED?|ENABLED?|OFF|ON))?"
 )

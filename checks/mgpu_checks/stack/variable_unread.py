@@ -19,6 +19,7 @@ from mgpu_doctor.authoring import (
     Span,
     Unknown,
     Variable,
+    pattern,
     replace,
     report,
 )
@@ -86,7 +87,7 @@ FAMILIES = (
     "TORCH_", "TORCHELASTIC_", "TRANSFORMERS_",
 )  # fmt: skip
 
-OTHER_RULES = re.compile(r".*(?:OFF?LINE|FLASH|ATTN|VISIBLE).*")
+OTHER_RULES = pattern(r".*(?:OFF?LINE|FLASH|ATTN|VISIBLE).*")
 """Names with a rule of their own."""
 
 REPLACED = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+
+from mgpu_doctor.model.pattern import pattern
 
 MASK = "***"
 
@@ -106,12 +107,10 @@ NAMES = frozenset(
 )
 
 # CUDA_VISABLE_DEVICES, MASTER_PROT: a misspelt name is worth seeing too.
-_MISSPELT = re.compile(r"VIS\w*DEVICE|DEVICES?$")
-_SECRET = re.compile(
-    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|TOKENS|SECRET|SECRETS|PASSWORD|PASSWD|PASS|CREDENTIALS?|AUTH)(?:_|$)"
-)
-_USER_IN_ADDRESS = re.compile(r"://[^/@\s]+@")
-_TOKEN = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_|glpat-|xox[abp]-)[A-Za-z0-9_-]{8,}")
+_MISSPELT = pattern(r"VIS\w*DEVICE|DEVICES?$")
+_SECRET = pattern(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|TOKENS|SECRET|SECRETS|PASSWORD|PASSWD|PASS|CREDENTIALS?|AUTH)(?:_|$)")
+_USER_IN_ADDRESS = pattern(r"://[^/@\s]+@")
+_TOKEN = pattern(r"\b(?:hf_|sk-|ghp_|github_pat_|glpat-|xox[abp]-)[A-Za-z0-9_-]{8,}")
 
 
 def relevant(environment: Mapping[str, str]) -> dict[str, str]:

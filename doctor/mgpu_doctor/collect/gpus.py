@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 from mgpu_doctor.model.facts import Gpu, GpuProcess
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.record import dataclass
 
 DEADLINE_S = 5.0
 """Seconds after which NVML is given up: a broken driver can keep it waiting for ever."""

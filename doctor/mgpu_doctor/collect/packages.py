@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from shutil import which
 
 from mgpu_doctor.model.facts import PythonInfo
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.record import dataclass
 
 COMMANDS = (
     "python",

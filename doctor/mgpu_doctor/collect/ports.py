@@ -12,12 +12,12 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Literal
 
 from mgpu_doctor.model.facts import Facts, PortHolder
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import Launch
+from mgpu_doctor.model.record import replace
 
 FREE_WANTED = 4
 """How many free ports are looked for, so that several launches can each be given one."""

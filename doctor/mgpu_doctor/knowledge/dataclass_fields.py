@@ -7,7 +7,6 @@ The rules by which a field becomes an option are those of transformers 4.52.4 an
 from __future__ import annotations
 
 import ast
-from dataclasses import replace
 
 from mgpu_doctor.knowledge.declared import BOOLEAN, COMPUTED, UnreadableSourceError
 from mgpu_doctor.knowledge.reader import (
@@ -20,6 +19,7 @@ from mgpu_doctor.knowledge.reader import (
 )
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec
+from mgpu_doctor.model.record import replace
 
 
 def read_fields(names: Names, class_name: str, outside: frozenset[str] = frozenset()) -> tuple[OptionSpec, ...]:

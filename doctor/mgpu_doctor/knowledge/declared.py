@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec
+from mgpu_doctor.model.record import dataclass, replace
 
 COMPUTED = Unknown("the default is computed when the launcher starts")
 MAXIMUM_FILE_SIZE = 2_000_000
@@ -20,7 +20,7 @@ class UnreadableSourceError(ValueError):
     """The text is not the Python source that was expected; the message says what is missing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ParserTable:
     """An argument parser as its source declares it."""
 

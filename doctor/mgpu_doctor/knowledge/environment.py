@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-import re
 
-_NAME = re.compile(r"[A-Z][A-Z0-9_]{2,}\Z")
+from mgpu_doctor.model.pattern import pattern
+
+_NAME = pattern(r"[A-Z][A-Z0-9_]{2,}\Z")
 _WRITERS = frozenset({"setenv", "putenv", "unsetenv"})
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAXIMUM_METADATA = 1_000_000
 """Bytes of a METADATA or .pth file that are read at most."""
@@ -26,6 +28,10 @@ def normalise(name: str) -> str:
 def find_distributions(sites: tuple[str, ...]) -> dict[str, Distribution]:
     """Every distribution by normalised name; the first directory that has it wins, as on ``sys.path``."""
     found: dict[str, Distribution] = {}
+    if not sites:
+        return found
+    from pathlib import Path
+
     for site in sites:
         try:
             names = sorted(os.listdir(site))
@@ -45,6 +51,8 @@ def source_roots(sites: tuple[str, ...]) -> tuple[Path, ...]:
 
     An editable install (``pip install -e``) leaves such a file with the project's path.
     """
+    from pathlib import Path
+
     roots = [Path(site) for site in sites]
     for site in sites:
         try:

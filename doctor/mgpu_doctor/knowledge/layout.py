@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mgpu_doctor.knowledge import tables
 from mgpu_doctor.knowledge.declared import MAXIMUM_FILE_SIZE
 from mgpu_doctor.model.launch import OptionSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Tables = dict[str, list[object]]
 """Records by table name."""

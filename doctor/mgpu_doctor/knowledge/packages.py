@@ -109,8 +109,6 @@ class PackageKnowledge:
         return self._parsers[name]
 
     def _find_parser(self, launcher: str) -> ParserTable | Unknown:
-        from mgpu_doctor.knowledge import static
-
         if launcher not in layout.LAUNCHERS:
             return Unknown(f"{launcher} is no launcher whose options are known")
         package = layout.LAUNCHERS[launcher][0]
@@ -120,6 +118,8 @@ class PackageKnowledge:
         chosen = tables.choose(package, release.version)
         if self._is_readable(release) and not (chosen is not None and self._is_as_released(package, chosen)):
             try:
+                from mgpu_doctor.knowledge import static
+
                 return static.read_launcher(launcher, self._read())
             except UnreadableSourceError as error:
                 self._note(package, f"the installed {package} could not be read ({error})")
@@ -159,14 +159,14 @@ class PackageKnowledge:
         return (*(spec for spec in theirs if spec.dest not in replaced), *mine)
 
     def _own_fields(self, group: str) -> tuple[OptionSpec, ...] | Unknown:
-        from mgpu_doctor.knowledge import static
-
         release = self.release("llamafactory")
         if release.version is None:
             return Unknown("no release of llamafactory is known")
         chosen = tables.choose("llamafactory", release.version)
         if self._is_readable(release) and not (chosen is not None and self._is_as_released("llamafactory", chosen)):
             try:
+                from mgpu_doctor.knowledge import static
+
                 return static.read_llamafactory(self._read(), group)
             except (UnreadableSourceError, KeyError) as error:
                 self._note("llamafactory", f"the installed llamafactory could not be read ({error})")
@@ -177,14 +177,14 @@ class PackageKnowledge:
         return found if found is not None else Unknown(f"llamafactory {chosen.version} has no parser {group!r}")
 
     def _training_arguments(self, class_name: str, release: Release) -> tuple[OptionSpec, ...] | Unknown:
-        from mgpu_doctor.knowledge import static
-
         if release.version is None:
             return Unknown("no release of transformers is known")
         dashes = self._dashes(release)
         chosen = tables.choose("transformers", release.version)
         if self._is_readable(release) and not (chosen is not None and self._is_as_released("transformers", chosen)):
             try:
+                from mgpu_doctor.knowledge import static
+
                 return with_spellings(static.read_training_arguments(self._read(), class_name), dashes)
             except UnreadableSourceError as error:
                 self._note("transformers", f"the installed transformers could not be read ({error})")
@@ -222,11 +222,11 @@ class PackageKnowledge:
 
     def subcommands(self, package: str) -> tuple[str, ...] | Unknown:
         """Sub-commands of a console command (``llamafactory``, ``ms-swift``); those that only raise are left out."""
-        from mgpu_doctor.knowledge import static
-
         name = installed.normalise(package)
         release = self.release(name)
         if self._is_readable(release):
+            from mgpu_doctor.knowledge import static
+
             found = static.read_subcommands(_data_name(name), self._read())
             if found:
                 return found

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from mgpu_doctor.knowledge.declared import COMPUTED, MAXIMUM_FILE_SIZE, ParserTable, UnreadableSourceError
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec
+from mgpu_doctor.model.record import dataclass, field, replace
 
 SWITCHES = frozenset({"store_true", "store_false", "store_const", "help", "version", "count", "append_const"})
 _NARGS = {"REMAINDER": "...", "PARSER": "A...", "ZERO_OR_MORE": "*", "ONE_OR_MORE": "+", "OPTIONAL": "?"}
@@ -24,7 +24,7 @@ ReadModule = Callable[[str], "str | None"]
 """Gives the text of a module by its dotted name, None when there is none."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Names:
     """What the names of one module stand for, as far as its text tells."""
 
@@ -183,7 +183,7 @@ def _comprehension(node: ast.ListComp, names: Names) -> object:
     return COMPUTED if any(isinstance(value, Unknown) for value in out) else out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Member:
     """A member of an enumeration."""
 

@@ -9,16 +9,16 @@ share is kept once, with the releases as runs of indices (``0-3,5``): options as
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 from mgpu_doctor.knowledge.declared import COMPUTED
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec
 
-DATA = Path(__file__).parent / "data"
+DATA = os.path.join(os.path.dirname(__file__), "data")
 
 
 class Chosen(NamedTuple):
@@ -61,10 +61,11 @@ def _minor(version: str) -> list[str]:
 @lru_cache(maxsize=32)
 def load(package: str) -> Mapping[str, object]:
     """The data of a package; empty when none is shipped."""
-    path = DATA / f"{package}.json"
-    if not path.is_file():
+    path = os.path.join(DATA, f"{package}.json")
+    if not os.path.isfile(path):
         return {}
-    loaded: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    with open(path, encoding="utf-8") as file:
+        loaded: dict[str, object] = json.load(file)
     return loaded
 
 

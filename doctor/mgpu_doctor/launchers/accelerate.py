@@ -6,8 +6,6 @@ Verified in accelerate 0.20.3, 0.34.2, 1.0.1, 1.7.0 and 1.15.0: commands/launch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from mgpu_doctor.launchers.arguments import OptionTable, parse_arguments
 from mgpu_doctor.launchers.chain import Context, Peeled, Plan
 from mgpu_doctor.launchers.devices import visible_devices
@@ -26,6 +24,7 @@ from mgpu_doctor.model.command import Word
 from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import Engine, Layer, ParseProblem, Rendezvous, VisibleDevices
 from mgpu_doctor.model.program import ConfigFile, ConfigValue
+from mgpu_doctor.model.record import dataclass, replace
 from mgpu_doctor.model.source import Source, Span
 
 LAUNCHER = "accelerate"

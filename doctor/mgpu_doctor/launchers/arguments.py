@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 from mgpu_doctor.model.command import Piece, Word
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import Option, OptionSpec, ParseProblem
+from mgpu_doctor.model.record import dataclass, field
 from mgpu_doctor.model.source import Span
 
 _TRUE = frozenset({"y", "yes", "t", "true", "on", "1"})
@@ -388,7 +388,7 @@ def _unknown_option(state: _State, table: OptionTable, word: Word, synonyms: dic
     following = state.words[state.at]
     later = state.words[state.at + 1 : state.at + 40]
     if spec is not None and _is_switch(spec):
-        # `--deepspeed ds.json` for `--use_deepspeed` brings a file; `-m package.module` for `--module` brings the target.
+        # `--deepspeed ds.json` brings a file, `-m package.module` for `--module` the target.
         means_value = following.shown.endswith((".json", ".yaml", ".yml"))
     else:
         means_value = spec is not None or not _looks_like_program(following)

@@ -8,13 +8,12 @@ that would run the launcher and answers with the processes that the launcher sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mgpu_doctor.model.command import Command, Variable, Word
 from mgpu_doctor.model.facts import Facts
 from mgpu_doctor.model.knowledge import Knowledge
 from mgpu_doctor.model.known import Setting
 from mgpu_doctor.model.launch import Engine, Layer, Rendezvous, VisibleDevices
+from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.workspace import Workspace
 
 

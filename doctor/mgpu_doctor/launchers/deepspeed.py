@@ -8,7 +8,6 @@ worker to the chosen slots and passes ``--local_rank=N`` as the program's first 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 
 from mgpu_doctor.launchers.arguments import OptionTable, parse_arguments
 from mgpu_doctor.launchers.chain import Context, Peeled, Plan
@@ -26,6 +25,7 @@ from mgpu_doctor.launchers.variables import (
 from mgpu_doctor.model.command import Word
 from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import Layer, Option, ParseProblem, Rendezvous, VisibleDevices
+from mgpu_doctor.model.record import dataclass, replace
 
 LAUNCHER = "deepspeed"
 COMMANDS = frozenset({"deepspeed", "deepspeed.pt", "ds"})

@@ -9,13 +9,12 @@ comes from RANK up to 0.9.0 and from NODE_RANK since 0.9.1. RDZV_ID switches to 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mgpu_doctor.launchers.chain import Context, Peeled, Plan
 from mgpu_doctor.launchers.variables import program_name
 from mgpu_doctor.model.command import Piece, Variable, Word
 from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import Layer, Option, OptionSpec
+from mgpu_doctor.model.record import replace
 from mgpu_doctor.model.source import Span
 
 LAUNCHER = "llamafactory-cli"

@@ -7,11 +7,10 @@ Python/initconfig.c config_parse_cmdline).
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mgpu_doctor.launchers.chain import Context, Peeled, Plan
 from mgpu_doctor.model.command import Piece, Word
 from mgpu_doctor.model.launch import Layer
+from mgpu_doctor.model.record import replace
 from mgpu_doctor.model.source import Span
 
 LAUNCHER = "python"

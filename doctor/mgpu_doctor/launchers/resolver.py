@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -15,6 +14,7 @@ from mgpu_doctor.model.facts import Facts
 from mgpu_doctor.model.knowledge import Knowledge
 from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import RANK_LAUNCHERS, Engine, Launch, Layer, Target, VisibleDevices
+from mgpu_doctor.model.record import dataclass, replace
 from mgpu_doctor.model.workspace import Workspace
 
 LAUNCHER_MODULES = ("accelerate", "torchrun", "deepspeed", "llamafactory", "swift", "python")

@@ -9,13 +9,12 @@ A container starts one. The words come from the shell's wrappers (:class:`Wrappe
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mgpu_doctor.launchers.chain import Context, Plan
 from mgpu_doctor.launchers.python import cut
 from mgpu_doctor.model.command import Command, Word, Wrapper
 from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import Layer, Option, OptionSpec, VisibleDevices
+from mgpu_doctor.model.record import replace
 from mgpu_doctor.model.source import Span
 
 MPI = frozenset({"mpirun", "mpiexec", "orterun", "mpiexec.hydra", "prterun"})

@@ -10,8 +10,6 @@ commands/cli.py train(), 0.19.0 cli.py main()).
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mgpu_doctor.launchers import torchrun
 from mgpu_doctor.launchers.arguments import OptionTable, parse_arguments
 from mgpu_doctor.launchers.chain import Context, Peeled, Plan
@@ -28,6 +26,7 @@ from mgpu_doctor.launchers.variables import program_name
 from mgpu_doctor.model.command import Word
 from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import Layer, Option, OptionSpec
+from mgpu_doctor.model.record import replace
 
 TUNE = "tune run"
 

@@ -5,8 +5,6 @@ Verified in torch 1.13.1 to 2.13.0, distributed/run.py and distributed/launch.py
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mgpu_doctor.launchers.arguments import OptionTable, Parsed, parse_arguments
 from mgpu_doctor.launchers.chain import Context, Peeled, Plan
 from mgpu_doctor.launchers.variables import (
@@ -22,6 +20,7 @@ from mgpu_doctor.launchers.variables import (
 from mgpu_doctor.model.command import Word
 from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import Layer, OptionSpec, ParseProblem, Rendezvous, VisibleDevices
+from mgpu_doctor.model.record import replace
 
 DEFAULT_PORT = 29500
 C10D_PORT = 29400

@@ -9,13 +9,13 @@ whose name ends in ``.json`` is JSON, every other is YAML, as accelerate decides
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.program import ConfigFile, ConfigValue
+from mgpu_doctor.model.record import dataclass, field
 from mgpu_doctor.model.source import Source, Span
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ MAX_VALUES = 20_000
 
 MAX_DEPTH = 60
 
-_BLANKS = re.compile(r"[ \t\r\n]*")
-_SCALAR = re.compile(r"[^\s,\]}]+")
+_BLANKS = pattern(r"[ \t\r\n]*")
+_SCALAR = pattern(r"[^\s,\]}]+")
 
 
 def read_config(source: Source, role: str) -> ConfigFile:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.source import Excerpt, Source
 
 SHELL_LANGUAGES = frozenset(
@@ -38,15 +39,15 @@ SHELL_LANGUAGES = frozenset(
 )
 PLAIN_LANGUAGES = frozenset({"", "text", "txt", "plain", "plaintext", "none", "code", "default", "raw"})
 
-_FENCE = re.compile(
+_FENCE = pattern(
     r"(?P<before>(?:[ \t]*>)*[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*)(?P<fence>`{3,}|~{3,})(?P<info>[^\n]*)"
 )
-_QUOTE = re.compile(r"(?:[ \t]{0,3}>[ ]?)+")
-_LANGUAGE = re.compile(r"\{?\s*\.?(?:code-block\}\s*)?([A-Za-z][\w+-]*)?")
-_PROMPT = re.compile(
+_QUOTE = pattern(r"(?:[ \t]{0,3}>[ ]?)+")
+_LANGUAGE = pattern(r"\{?\s*\.?(?:code-block\}\s*)?([A-Za-z][\w+-]*)?")
+_PROMPT = pattern(
     r"(?:\([\w.-]+\)[ \t]*)?(?:[\w.-]+@[\w.-]+(?::[^\s$#]*)?[ \t]*|\[[^\]\n]+\][ \t]*)?[$❯➜][ \t]+|!(?=[A-Za-z./])"
 )
-_MORE_PROMPT = re.compile(r">[ \t]+")
+_MORE_PROMPT = pattern(r">[ \t]+")
 _SETTINGS = r"(?:[A-Za-z_]\w*=(?:'[^']*'|\"[^\"]*\"|[^\s'\"])*[ \t]+)*"
 _STARTERS = (
     r"(?:(?:nohup|sudo|time|exec|env|srun|mpirun|mpiexec|timeout|uv run|poetry run|conda run|pixi "
@@ -58,8 +59,8 @@ _LAUNCHER = (
     r"\t]+launch)|deepspeed(?:\.pt)?|llamafactory-cli|lmf|swift|axolotl|xtuner|tune[ \t]+run"
     r"|colossalai|horovodrun|composer|ray[ \t]+job[ \t]+submit|(?:[^\s`'\"]*/)?python[\d.]*)(?=[ \t]|$)"
 )
-_INLINE = re.compile(r"(?<!`)(`{1,2})(?!`)(?P<code>[^`\n]+?)(?<!`)\1(?!`)")
-_RST_DIRECTIVE = re.compile(
+_INLINE = pattern(r"(?<!`)(`{1,2})(?!`)(?P<code>[^`\n]+?)(?<!`)\1(?!`)")
+_RST_DIRECTIVE = pattern(
     r"(?P<indent>[ \t]*)\.\.[ \t]+(?P<name>code-block|code|sourcecode|prompt|parsed-literal)::[ "
     r"\t]*(?P<language>[\w+-]*)"
 )

@@ -53,10 +53,10 @@ from __future__ import annotations
 import ast
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.program import Program, ScriptOption, Seen
+from mgpu_doctor.model.record import dataclass, field, replace
 from mgpu_doctor.model.source import Source, Span
 
 MAX_SEEN = 400

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 
 from mgpu_doctor.model.facts import Facts, PathInfo
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.program import ConfigFile, Program
+from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.source import Source
 
 LARGEST = 5 * 1024 * 1024

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-_TOKEN = re.compile(
+from mgpu_doctor.model.pattern import pattern
+
+_TOKEN = pattern(
     r"\s*(0[xX][0-9a-fA-F]+|\d+(?![\w#])|[A-Za-z_]\w*|\$\{?[A-Za-z_]\w*\}?|\*\*|<<(?!=)|>>(?!=)|<=|>=|==|!=|&&|\|\||[-+*/%()<>&|^!~?:])",
     re.ASCII,
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.source import Excerpt, Location
 from mgpu_doctor.shell.arithmetic import evaluate
 from mgpu_doctor.shell.state import Bit, Bits, Cell, FieldWord, Place, State, span_of, text_of
@@ -20,14 +21,14 @@ from mgpu_doctor.shell.syntax import (
     WordNode,
 )
 
-_NAME_GOES_ON = re.compile(r"\w+", re.ASCII)
+_NAME_GOES_ON = pattern(r"\w+", re.ASCII)
 MOST = 4096
 """Words and characters beyond which an expansion is left unknown (``{1..100000}``)."""
 
 _ELISION = frozenset({"...", "…", "....", "[...]", "……"})
-_GLOB = re.compile(r"[*?]|\[[^\]]+\]")
-_OPTION_LIKE = re.compile(r"-|[A-Za-z_][\w.+-]*=")
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?|([A-Za-z])\.\.([A-Za-z])(?:\.\.(-?\d+))?", re.ASCII)
+_GLOB = pattern(r"[*?]|\[[^\]]+\]")
+_OPTION_LIKE = pattern(r"-|[A-Za-z_][\w.+-]*=")
+_RANGE = pattern(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?|([A-Za-z])\.\.([A-Za-z])(?:\.\.(-?\d+))?", re.ASCII)
 
 
 class Expander:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.shell.syntax import (
     Arithmetic,
     ArrayNode,
@@ -36,33 +37,33 @@ DEEPEST = 24
 
 DECLARATIONS = frozenset({"export", "declare", "typeset", "local", "readonly"})
 
-_BLANKS = re.compile(r"(?:[ \t\v\f]+|\r(?=\n|$))+")
-_PLAIN = re.compile(r"""[^\s\\'"`$;&|()<>]+""")
-_RUN = re.compile(r"""[^\\'"`$;&|()<> \t\n\r\v\f]+""")
-_DOUBLE_RUN = re.compile(r'[^\\"`$\n\r]+')
-_HERE_RUN = re.compile(r"[^\\`$]+")
-_BRACE_RUN = re.compile(r"""[^\\'"`$}]+""")
-_BRACE_RUN_QUOTED = re.compile(r'[^\\"`$}]+')
-_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=", re.ASCII)
-_INDEXED = re.compile(r"([A-Za-z_]\w*)\[([^\]\n]*)\](\+?)=", re.ASCII)
-_REDIRECT = re.compile(r"(?:\d+|\{[A-Za-z_]\w*\})?(?:<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\())|&>>|&>(?!&)", re.ASCII)
-_PLACEHOLDER = re.compile(r"<[A-Za-z_\u4e00-\u9fff.$/{\[][^<>\n\"'`;&|]*(?<![\s-])>(?=$|[\s\\\"'/.,:;)\]}_=@-])")
-_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_SPECIAL = re.compile(r"[0-9@*#?$!-]")
-_BRACED = re.compile(r"\$\{(!?)(#(?=[A-Za-z_0-9@*?$!]))?([A-Za-z_]\w*|\d+|[@*#?$!-])", re.ASCII)
-_OPERATOR = re.compile(r":[-=?+]|[-=?+]|##?|%%?|//|/#|/%|/|\^\^?|,,?|@(?=[A-Za-z]\})|:")
-_FUNCTION = re.compile(r"([^\s\\'\"`$;&|()<>=]+)[ \t]*\([ \t]*\)")
-_WORD_END = re.compile(r"[\s;&|()<>]|$")
-_RESERVED = re.compile(
+_BLANKS = pattern(r"(?:[ \t\v\f]+|\r(?=\n|$))+")
+_PLAIN = pattern(r"""[^\s\\'"`$;&|()<>]+""")
+_RUN = pattern(r"""[^\\'"`$;&|()<> \t\n\r\v\f]+""")
+_DOUBLE_RUN = pattern(r'[^\\"`$\n\r]+')
+_HERE_RUN = pattern(r"[^\\`$]+")
+_BRACE_RUN = pattern(r"""[^\\'"`$}]+""")
+_BRACE_RUN_QUOTED = pattern(r'[^\\"`$}]+')
+_ASSIGNMENT = pattern(r"([A-Za-z_]\w*)(\+?)=", re.ASCII)
+_INDEXED = pattern(r"([A-Za-z_]\w*)\[([^\]\n]*)\](\+?)=", re.ASCII)
+_REDIRECT = pattern(r"(?:\d+|\{[A-Za-z_]\w*\})?(?:<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\())|&>>|&>(?!&)", re.ASCII)
+_PLACEHOLDER = pattern(r"<[A-Za-z_\u4e00-\u9fff.$/{\[][^<>\n\"'`;&|]*(?<![\s-])>(?=$|[\s\\\"'/.,:;)\]}_=@-])")
+_NAME = pattern(r"[A-Za-z_]\w*", re.ASCII)
+_SPECIAL = pattern(r"[0-9@*#?$!-]")
+_BRACED = pattern(r"\$\{(!?)(#(?=[A-Za-z_0-9@*?$!]))?([A-Za-z_]\w*|\d+|[@*#?$!-])", re.ASCII)
+_OPERATOR = pattern(r":[-=?+]|[-=?+]|##?|%%?|//|/#|/%|/|\^\^?|,,?|@(?=[A-Za-z]\})|:")
+_FUNCTION = pattern(r"([^\s\\'\"`$;&|()<>=]+)[ \t]*\([ \t]*\)")
+_WORD_END = pattern(r"[\s;&|()<>]|$")
+_RESERVED = pattern(
     r"(?:if|then|elif|else|fi|for|select|while|until|do|done|case|esac|function|\{|\}|!|\[\[|coproc)(?=[\s;&|()<>]|$)"
 )
-_PROMPT = re.compile(r"\$[ \t]+(?=\S)")
-_BANG = re.compile(r"!(?=[A-Za-z_/.])")
-_LOOK_ALIKES = re.compile(
+_PROMPT = pattern(r"\$[ \t]+(?=\S)")
+_BANG = pattern(r"!(?=[A-Za-z_/.])")
+_LOOK_ALIKES = pattern(
     "[\u2010-\u2015\u2212\ufe58\ufe63\uff0d\u2018-\u201f\u00ab\u00bb\u2032\u2033\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff\uff02\uff07\uff0c\uff1a\uff0f\uff3f\uff1d\uff5c\uff06\uff1b\uff3c]"
 )
-_REST_OF_LINE = re.compile(r"[ \t]*(?:\r?\n|$)")
-_ESCAPED_BLANK = re.compile(r"\\([ \t]+)(?=\r?\n|$|#)")
+_REST_OF_LINE = pattern(r"[ \t]*(?:\r?\n|$)")
+_ESCAPED_BLANK = pattern(r"\\([ \t]+)(?=\r?\n|$|#)")
 _ANSI = {
     "n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "e": "\x1b", "E": "\x1b", "f": "\f", "v": "\v",
     "\\": "\\", "'": "'", '"': '"', "?": "?",

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from mgpu_doctor.model.command import Command, Mark, Redirect, Script, SyntaxProblem, Variable, Word, Wrapper
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass, field, replace
 from mgpu_doctor.model.source import Excerpt, Location, Source, Span
 from mgpu_doctor.shell.expand import Expander, brace_alternatives
@@ -57,9 +58,9 @@ _SURE = frozenset(
         ":",
     }
 )
-_ALLOWED_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_SCRIPT_NAME = re.compile(r"(?:\.{0,2}/|[\w.-]+/)?[^\s]*\.(?:sh|bash|sbatch|slurm)$|\.{1,2}/[^\s]+$")
-_DIRECTIVE = re.compile(r"#(?:SBATCH|PBS|BSUB|\$|COBALT|PJM)\s+-.*")
+_ALLOWED_NAME = pattern(r"[A-Za-z_]\w*", re.ASCII)
+_SCRIPT_NAME = pattern(r"(?:\.{0,2}/|[\w.-]+/)?[^\s]*\.(?:sh|bash|sbatch|slurm)$|\.{1,2}/[^\s]+$")
+_DIRECTIVE = pattern(r"#(?:SBATCH|PBS|BSUB|\$|COBALT|PJM)\s+-.*")
 
 
 @dataclass(frozen=True, slots=True)

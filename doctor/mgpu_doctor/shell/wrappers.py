@@ -13,9 +13,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.shell.state import FieldWord
 
-_ASSIGNED = re.compile(r"[A-Za-z_]\w*=", re.ASCII)
+_ASSIGNED = pattern(r"[A-Za-z_]\w*=", re.ASCII)
 
 
 class Effect(NamedTuple):
