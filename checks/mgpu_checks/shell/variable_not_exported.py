@@ -150,8 +150,8 @@ def _statement(script: Script, span: Span) -> int:
 
 
 def _finding(script: Script, start: int, group: list[tuple[Variable, Command]]) -> Finding:
-    variable, launch = group[0]
-    assert variable.location is not None
+    launch = group[0][1]
+    places = [variable.location.span for variable, _ in group if variable.location is not None]
     names = ", ".join(dict.fromkeys(item.name for item, _ in group))
     source = script.source
     program = launch.words[0].shown
@@ -160,13 +160,7 @@ def _finding(script: Script, start: int, group: list[tuple[Variable, Command]]) 
         RULE,
         f"{names} {'are' if plural else 'is'} set in this shell only: "
         f"{program} starts without {'them' if plural else 'it'}.",
-        Location(
-            source,
-            Span(
-                variable.location.span.start,
-                group[-1][0].location.span.end if plural and group[-1][0].location else variable.location.span.end,
-            ),
-        ),
+        Location(source, Span(min(place.start for place in places), max(place.end for place in places))),
         evidence=(f"no export of {names} above the launch",),
         fix=Fix(f"export {names}", (insert(source, start, "export "),), safe=True),
     )
