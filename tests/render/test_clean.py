@@ -35,6 +35,8 @@ def test_secrets_are_masked_and_the_rest_is_not() -> None:
         "CUDA_VISIBLE_DEVICES=0",
         "key=value",
         "TOKENIZERS_PARALLELISM=0",
+        "HF_DATASETS_OFFLINE is set in this shell only",
+        "hf_model_name_or_path_of_the_base=x",
     ):
         assert mask(harmless) == harmless
 

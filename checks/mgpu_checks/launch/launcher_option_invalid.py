@@ -68,6 +68,16 @@ RULE = Rule(
             "a launcher in a document", lint=("a.md",), files={"a.md": "```bash\ntorchrun --nproc_per_node 4\n```\n"}
         ),
         Example("a stand-in for a number", "torchrun --nproc-per-node NUM_GPUS --nnodes <N> train.py", facts=None),
+        Example(
+            "a synopsis",
+            lint=("a.md",),
+            files={"a.md": "```\ndeepspeed --autotuning=[tune|run] --bind_core_list <0-7> train.py\n```\n"},
+        ),
+        Example(
+            "a description in a document",
+            lint=("a.md",),
+            files={"a.md": "```bash\ntorchrun --nproc_per_node how_many_gpus train.py\n```\n"},
+        ),
         Example("a script named like a value", "accelerate launch --multi_gpu true.py"),
     ),
     sources=(
@@ -87,6 +97,9 @@ _KINDS = ("missing-value", "invalid-value", "invalid-choice", "unexpected-value"
 _PLACEHOLDER = pattern(r"[<{\[(].*[>}\])]|[A-Z][A-Z0-9_]*|\.{2,}|…|x{1,4}", re.DOTALL)
 """Stand-ins such as ``<N>`` and ``NUM_GPUS``: they are another rule's cause."""
 
+_DESCRIPTION = pattern(r"[a-z]+(?:_[a-z]+)+")
+"""``number_of_gpus``: what a document writes for a value of the reader's."""
+
 _LOGICAL = frozenset({"true", "false", "yes", "no"})
 
 
@@ -95,7 +108,7 @@ def find(case: Case) -> Iterator[Finding]:
     for launch, layer, problem in parse_problems(case, *_KINDS):
         if problem.kind == "invalid-choice" and not is_certain(layer) and not problem.suggestions:
             continue
-        if _PLACEHOLDER.fullmatch(launch.command.source.slice(problem.span).strip("\"'")):
+        if _is_stand_in(launch, problem) or _is_a_port(problem):
             continue
         yield report(
             RULE,
@@ -107,6 +120,25 @@ def find(case: Case) -> Iterator[Finding]:
         yield from _no_script(case, launch, layer, problem)
     for launch in case.launches:
         yield from _word_behind_switch(launch)
+
+
+def _is_stand_in(launch: Launch, problem: ParseProblem) -> bool:
+    """Whether a placeholder stands where the value belongs, also behind ``=`` or as ``<what it is>``."""
+    source = launch.command.source
+    written = source.slice(problem.span)
+    if written.startswith("-") and "=" in written:
+        written = written.partition("=")[2]
+    written = written.strip("\"'")
+    if _PLACEHOLDER.fullmatch(written) or (written.startswith("[") and "]" not in written):
+        return True
+    if source.kind in ("markdown", "rst") and _DESCRIPTION.fullmatch(written):
+        return True
+    return problem.kind == "missing-value" and source.text[problem.span.end :].lstrip(" \t").startswith("<")
+
+
+def _is_a_port(problem: ParseProblem) -> bool:
+    """Whether the value should be a port: what is no number there has a rule of its own."""
+    return problem.kind == "invalid-value" and (problem.flag or "").replace("-", "_").endswith("_port")
 
 
 def _no_script(case: Case, launch: Launch, layer: Layer, problem: ParseProblem) -> Iterator[Finding]:

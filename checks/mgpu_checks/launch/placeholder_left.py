@@ -30,9 +30,10 @@ _PATTERNS = (
         r"(?i:(?<![a-z0-9])<(?:your|path|the|insert|model|data|dataset|output|name|num|host|ip|port|master)"
         r"[a-z0-9 _./-]*>)"
     ),
-    r"(?<![A-Za-z0-9_])your[-_](?:model|data|dataset|path|project|script|token|username|org|name|hf)[a-z0-9_-]*",
-    r"(?<![\w$])\{[A-Z]{3,}(?:_[A-Z]+)*\}|(?<![\w/])path[-_]to[-_]\w+|(?<![\w.])(?:xxx?\.){2,3}xxx?(?![\w.])",
-    r"(?<![\w.])\d{1,3}\.\d{1,3}\.(?:x{1,3}|\d{1,3})\.x{1,3}(?![\w.])|^(?:\.{3}|…)$",
+    r"(?<![A-Za-z0-9_-])your[-_](?:model|data|dataset|path|project|script|token|username|org|name|hf)[a-z0-9_-]*",
+    r"(?<![\w$])\{[A-Z]{3,}(?:_[A-Z]+)*\}|(?<![\w/-])path[-_]to[-_]\w+|(?<![\w.])(?:xxx?\.){2,3}xxx?(?![\w.])",
+    r"(?<![\w.])\d{1,3}\.\d{1,3}\.(?:x{1,3}|\d{1,3})\.x{1,3}(?![\w.])|(?:^|=)(?:\.{3}|…)$",
+    r"(?:^|=)(?:MASTER|HEAD|MAIN)_(?:NODE_)?IP(?::\d+)?$",
     r"(?<![A-Za-z0-9_])CHANGE_?ME(?![A-Za-z0-9_])|(?<![A-Za-z0-9_])FIXME(?![A-Za-z0-9_])",
 )
 _LOUD = 2
@@ -61,13 +62,25 @@ RULE = Rule(
         Example("a path", f"{_RUN} --model_name_or_path /path/to/model", files=_FILES),
         Example("a path in capitals", f"{_RUN} --dataset_dir=/ABS/PATH/TO/datasets", files=_FILES),
         Example("angle brackets: the shell redirects", f"{_RUN} --model <model> --epochs 3", files=_FILES),
+        Example("dots for a value", "torchrun --nnodes=... --nproc-per-node=8 train.py", files=_FILES),
+        Example(
+            "a name in capitals for an address",
+            "torchrun --nnodes 2 --rdzv_endpoint=HEAD_IP:29500 train.py",
+            files=_FILES,
+        ),
         Example("angle brackets in quotes", f"{_RUN} --master_addr '<master ip>'", files=_FILES),
     ),
     good=(
         Example("values", f"{_RUN} --dataset demo --model_name_or_path /models/base", files=_FILES),
         Example("a real redirection", f"{_RUN} --epochs 3 < answers.txt > log.txt", files=_FILES),
+        Example(
+            "a variable of that name",
+            "MASTER_IP=10.0.0.1\ntorchrun --nnodes 2 --node_rank 0 --master_addr $MASTER_IP train.py",
+            files=_FILES,
+        ),
         Example("a folder that is called path", f"{_RUN} --model ./path/model", files=_FILES),
         Example("a template in a value", f"{_RUN} --prompt '<image>Describe {{task}}.'", files=_FILES),
+        Example("an option that is called so", f"{_RUN} --path-to-model out/net.pkl --your-name me", files=_FILES),
         Example("a pattern of tags", f"{_RUN} --special_tokens '<s> </s> <pad>'", files=_FILES),
     ),
     sources=(

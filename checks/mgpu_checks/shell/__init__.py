@@ -133,13 +133,8 @@ def _cause(script: Script, before: Command, after: Command) -> str | None:
 
 
 def _ends_in_blanks(script: Script, before: Command, after: Command) -> bool:
-    """Whether a backslash with blanks behind it stands on the last line of ``before``."""
-    text = script.source.text
-    return any(
-        before.span.start < mark.span.start < after.span.start
-        and "\n" not in text[mark.span.end : max(before.span.end, mark.span.end)]
-        for mark in marks_of(script, "escaped-blank")
-    )
+    """Whether a backslash with blanks behind it stands in ``before``: what it left whole may end anywhere below."""
+    return any(before.span.start < mark.span.start < after.span.start for mark in marks_of(script, "escaped-blank"))
 
 
 def line_start(source: Source, offset: int) -> int:

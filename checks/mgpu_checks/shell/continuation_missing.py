@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mgpu_checks.shell import BASH, Break, breaks
-from mgpu_doctor.authoring import Case, Evidence, Example, Finding, Fix, Reference, Rule, Severity, insert, report
+from mgpu_doctor.authoring import (
+    Case,
+    Edit,
+    Evidence,
+    Example,
+    Finding,
+    Fix,
+    Reference,
+    Rule,
+    Severity,
+    Span,
+    insert,
+    replace,
+    report,
+)
 
 RULE = Rule(
     code="MGD803",
@@ -24,12 +38,18 @@ RULE = Rule(
             lint=("run.sh",),
             files={"run.sh": "accelerate launch train.py \\\n    --a 1\n    --b 2 \\\n    --c 3\n    --d 4\n"},
         ),
+        Example("two backslashes", "torchrun --nproc_per_node 2 train.py \\\\\n  --lr 1e-4"),
         Example("dotted names", "python -m trainer.main \\\n  data.path=a\n  model.path=b"),
     ),
     good=(
         Example("with backslashes", "torchrun --nproc_per_node 2 train.py \\\n  --lr 1e-4"),
         Example("another command below", "torchrun --nproc_per_node 2 train.py\nls -l"),
         Example("a list in prose below", lint=("a.sh",), files={"a.sh": "python train.py\n\n- one\n"}),
+        Example(
+            "options left out in a document",
+            lint=("a.md",),
+            files={"a.md": "```bash\ntorchrun train.py \\\n    --lr 1 \\\n    ...\n    --epochs 3\n```\n"},
+        ),
         Example("not under a launch", lint=("a.sh",), files={"a.sh": "python train.py\necho x\n--lr 1\n"}),
     ),
     sources=(Reference(BASH, "`echo a` newline `--b`: prints a, then `--b: command not found`", ran=True),),
@@ -42,26 +62,44 @@ def find(case: Case) -> Iterator[Finding]:
     """Breaks at a plain newline, one finding for each launch."""
     groups: dict[int, list[Break]] = {}
     for one in breaks(case):
-        if one.cause == "newline":
+        if one.cause == "newline" and not _leaves_out(one):
             groups.setdefault(id(one.head), []).append(one)
     for group in groups.values():
         yield _finding(group)
 
 
+def _leaves_out(one: Break) -> bool:
+    """Whether the line above is ``...``: a document leaves options out there."""
+    return one.before.words[-1].shown in {"...", "…"}
+
+
 def _finding(group: list[Break]) -> Finding:
     one = group[0]
     first = one.fragment.words[0]
-    source = one.script.source
-    more = f" (and {len(group) - 1} more lines)" if len(group) > 1 else ""
+    rest = len(group) - 1
+    more = f" (and {rest} more line{'s' * (rest > 1)})" if rest else ""
+    doubled = _is_doubled(one)
+    what = "two backslashes, which are one that is an argument" if doubled else "no backslash"
     return report(
         RULE,
         f"`{first.shown}`{more} does not belong to {one.head.words[0].shown}: "
-        "the line above has no backslash, so the command ends there.",
+        f"the line above has {what}, so the command ends there.",
         one.fragment.locate(one.fragment.span),
         related=[Evidence("and here", other.fragment.locate(other.fragment.span)) for other in group[1:6]],
         fix=Fix(
-            "end the line above with a backslash",
-            tuple(insert(source, other.before.span.end, " \\") for other in group),
+            f"end the line above with {'one' if doubled else 'a'} backslash",
+            tuple(_mended(other) for other in group),
             safe=True,
         ),
     )
+
+
+def _is_doubled(one: Break) -> bool:
+    return one.before.words[-1].shown == "\\" and one.before.words[-1].span.end == one.before.span.end
+
+
+def _mended(one: Break) -> Edit:
+    source, end = one.script.source, one.before.span.end
+    if _is_doubled(one):
+        return replace(source, Span(end - 1, end), "")
+    return insert(source, end, " \\")

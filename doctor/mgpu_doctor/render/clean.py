@@ -12,9 +12,10 @@ _PICTURES.update(
 )
 
 _PRIVATE_NAME = r"[A-Za-z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)(?:_ID)?"
+# Hub and GitHub tokens are letters and digits: HF_DATASETS_OFFLINE and hf_model_name are names.
 _PRIVATE_TEXT = (
     r"(?P<before>(?<![A-Za-z0-9_-])" + _PRIVATE_NAME + r"=[\"']?)(?P<value>[^\s\"'$;&|)`]+)"
-    r"|(?P<token>\b(?:hf_|sk-|ghp_|glpat-)[A-Za-z0-9_-]{16,})"
+    r"|(?P<token>\b(?-i:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|ghp_[A-Za-z0-9]{16,}|glpat-[A-Za-z0-9_-]{16,}))"
 )
 _HINTS = ("token", "secret", "passw", "key", "credential", "hf_", "sk-", "ghp_", "glpat-")
 
