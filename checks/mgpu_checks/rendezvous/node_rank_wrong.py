@@ -43,6 +43,10 @@ from mgpu_doctor.authoring import (
 
 NODE_A = "torchrun --nnodes 2 --nproc_per_node 8 --node_rank 0 --master_addr 10.0.0.5 --master_port 29500 train.py\n"
 
+FACTORY = (
+    "FORCE_TORCHRUN=1 NNODES=2 NODE_RANK={rank} MASTER_ADDR=10.0.0.5 MASTER_PORT=29500 llamafactory-cli train a.yaml\n"
+)
+
 MACHINE = (
     "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 2\nnum_processes: 16\n"
     "machine_rank: 0\nmain_process_ip: 10.0.0.5\nmain_process_port: 29500\n"
@@ -96,6 +100,11 @@ RULE = Rule(
             "two files of one job", lint=("node_a.sh", "node_b.sh"), files={"node_a.sh": NODE_A, "node_b.sh": NODE_A}
         ),
         Example(
+            "two files with the rank in a variable",
+            lint=("node_a.sh", "node_b.sh"),
+            files={"node_a.sh": FACTORY.format(rank=0), "node_b.sh": FACTORY.format(rank=0)},
+        ),
+        Example(
             "in the configuration file",
             "accelerate launch --config_file n2.yaml train.py",
             files={"n2.yaml": MACHINE.replace("machine_rank: 0", "machine_rank: 2")},
@@ -137,6 +146,11 @@ RULE = Rule(
             "each its own rank",
             lint=("node_a.sh", "node_b.sh"),
             files={"node_a.sh": NODE_A, "node_b.sh": NODE_A.replace("node_rank 0", "node_rank 1")},
+        ),
+        Example(
+            "each its own rank in a variable",
+            lint=("node_a.sh", "node_b.sh"),
+            files={"node_a.sh": FACTORY.format(rank=0), "node_b.sh": FACTORY.format(rank=1)},
         ),
         Example(
             "two jobs of one node",
@@ -347,11 +361,12 @@ def _job(launch: Launch) -> tuple[str | None, ...] | None:
         # The files' names differ from node to node, what they say does not.
         plain = [None if word is not None and posixpath.basename(word) in config.name else word for word in words]
         return (directory, *plain, str(rank), address, str(port))
-    stated = stated_address(launch)
-    if stated is None or _rank_option(launch) is None:
+    stated, given = stated_address(launch), _rank_option(launch)
+    if stated is None or given is None or given[1].value is None:
         return None
     host = stated[0].value
-    return None if host is None or is_loopback(host_of(host, stated[1])) else (directory, *words)
+    # A launcher that is only implied has its rank and address from variables, which are no words of the command.
+    return None if host is None or is_loopback(host_of(host, stated[1])) else (directory, *words, given[1].value, host)
 
 
 def _equal_finding(first: Launch, first_place: Location, launch: Launch, place: Location, at: int) -> Finding:
