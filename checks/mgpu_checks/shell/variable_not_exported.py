@@ -19,6 +19,7 @@ from mgpu_doctor.authoring import (
     Script,
     Severity,
     Span,
+    Unknown,
     Variable,
     insert,
     replace,
@@ -61,6 +62,7 @@ RULE = Rule(
         Example("passed on", "CUDA_VISIBLE_DEVICES=4,5\nCUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES python train.py"),
         Example("the launcher does not read it", "NODE_RANK=0\ntorchrun --nproc_per_node 2 train.py"),
         Example("no knob", "MODEL_DIR=/models/m\npython train.py"),
+        Example("the script's own name, like a knob's", "HF_DATA_DIR=/data\nDS_CONFIG=z.json\npython train.py"),
         Example("no launch", lint=("env.sh",), files={"env.sh": "CUDA_VISIBLE_DEVICES=0\necho done\n"}),
         Example(
             "already in the environment",
@@ -82,7 +84,7 @@ def find(case: Case) -> Iterator[Finding]:
     reading = {id(launch.command): launch for launch in case.launches}
     for script, launches in scripts_with_launches(case):
         groups: dict[int, list[tuple[Variable, Command]]] = {}
-        for variable, launch in _hidden(script, launches, reading):
+        for variable, launch in _hidden(case, script, launches, reading):
             assert variable.location is not None
             groups.setdefault(_statement(script, variable.location.span), []).append((variable, launch))
         for start, group in groups.items():
@@ -91,7 +93,7 @@ def find(case: Case) -> Iterator[Finding]:
 
 
 def _hidden(
-    script: Script, launches: tuple[Command, ...], reading: dict[int, Launch]
+    case: Case, script: Script, launches: tuple[Command, ...], reading: dict[int, Launch]
 ) -> Iterator[tuple[Variable, Command]]:
     seen = set()
     for launch in launches:
@@ -102,7 +104,7 @@ def _hidden(
             if variable.scope != "assignment" or location is None or location in seen:
                 continue
             if (
-                not _is_read(variable.name, reading[id(launch)])
+                not _is_read(case, variable.name, reading[id(launch)])
                 or launch.variable(variable.name) is not None
                 or location.source != script.source
             ):
@@ -115,17 +117,25 @@ def _hidden(
             yield variable, launch
 
 
-def _is_read(name: str, launch: Launch) -> bool:
+def _is_read(case: Case, name: str, launch: Launch) -> bool:
     """Whether something in the launch reads a variable of this name.
 
     The rendezvous variables are read by torch in a process that no launcher started, and by
     the launchers that start torchrun themselves; torchrun, accelerate and deepspeed take options.
     """
     if name not in RENDEZVOUS:
-        return is_knob(name)
+        return is_knob(name) and _has_readers(case, name)
     if launch.layer("llamafactory-cli", "swift") is not None or any(layer.implied for layer in launch.layers):
         return True
     return not launch.distributed_layers and name in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+
+
+def _has_readers(case: Case, name: str) -> bool:
+    """Whether a package is known to read it; a name of a family that is not tabled counts as read."""
+    readers = case.knowledge.variable_readers(name)
+    if isinstance(readers, Unknown):
+        return name not in case.knowledge.known_variables()
+    return readers != ()
 
 
 def _used_elsewhere(script: Script, variable: Variable) -> bool:
