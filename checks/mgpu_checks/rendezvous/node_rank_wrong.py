@@ -6,7 +6,9 @@ import posixpath
 from collections.abc import Iterator
 
 from mgpu_checks.rendezvous import (
+    allocation,
     binding_layer,
+    chain,
     host_of,
     inherits,
     is_loopback,
@@ -45,6 +47,12 @@ NODE_A = "torchrun --nnodes 2 --nproc_per_node 8 --node_rank 0 --master_addr 10.
 
 FACTORY = (
     "FORCE_TORCHRUN=1 NNODES=2 NODE_RANK={rank} MASTER_ADDR=10.0.0.5 MASTER_PORT=29500 llamafactory-cli train a.yaml\n"
+)
+
+JOB = (
+    "#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n#SBATCH --gres=gpu:8\n"
+    "srun bash -c 'torchrun --nnodes 2 --nproc_per_node 8 --node_rank {rank} --master_addr h1 "
+    "--master_port 29500 train.py'\n"
 )
 
 MACHINE = (
@@ -104,6 +112,7 @@ RULE = Rule(
             lint=("node_a.sh", "node_b.sh"),
             files={"node_a.sh": FACTORY.format(rank=0), "node_b.sh": FACTORY.format(rank=0)},
         ),
+        Example("the same for every task", lint=("j.sbatch",), files={"j.sbatch": JOB.format(rank="0")}),
         Example(
             "in the configuration file",
             "accelerate launch --config_file n2.yaml train.py",
@@ -152,6 +161,12 @@ RULE = Rule(
             lint=("node_a.sh", "node_b.sh"),
             files={"node_a.sh": FACTORY.format(rank=0), "node_b.sh": FACTORY.format(rank=1)},
         ),
+        Example("a rank of each task", lint=("j.sbatch",), files={"j.sbatch": JOB.format(rank="$SLURM_NODEID")}),
+        Example(
+            "started node by node",
+            lint=("j.sbatch",),
+            files={"j.sbatch": JOB.format(rank="0").replace("srun bash", "srun --nodes=1 --ntasks=1 -w n0 bash")},
+        ),
         Example(
             "two jobs of one node",
             lint=("pretrain.sh", "finetune.sh"),
@@ -180,7 +195,7 @@ RULE = Rule(
 def find(case: Case) -> Iterator[Finding]:
     """Launches whose node rank cannot be right."""
     for launch in case.launches:
-        finding = _beyond(launch) or _beyond_in_config(launch) or _missing(case, launch)
+        finding = _beyond(launch) or _beyond_in_config(launch) or _missing(case, launch) or _fixed(case, launch)
         if finding is not None:
             yield finding
     yield from _equal(case)
@@ -234,6 +249,31 @@ def _beyond(launch: Launch) -> Finding | None:
         _place(launch, option),
         evidence=(f"{nodes} from {launch.nodes.origin.detail}",),
         fix=Fix(title, () if edit is None else (edit,)),
+    )
+
+
+_PLACED = ("nodes", "ntasks", "ntasks_per_node", "nodelist", "relative", "exclude")
+"""Options of srun that may start the launcher on a part of the job's nodes."""
+
+
+def _fixed(case: Case, launch: Launch) -> Finding | None:
+    """One written rank that srun hands to every node of the job."""
+    given, nodes, srun, job = _rank_option(launch), many_nodes(launch), launch.layer("srun"), allocation(case, launch)
+    if given is None or nodes is None or srun is None or job is None or job.nodes != nodes or not _counts(given[0]):
+        return None
+    layer, option = given
+    if layer.implied or not option.values or not option.values[0].is_literal or _number(option) is None:
+        return None
+    if any(srun.option(dest) is not None for dest in _PLACED):
+        return None
+    if any(command.repeated or command.background for command in chain(launch.command)):
+        return None
+    return report(
+        RULE,
+        f"srun starts this on {nodes} nodes, and each gets {option.flag} {option.value}: all want to be the same node, "
+        "and they hang.",
+        _place(launch, option),
+        fix=Fix(f"Let each node take its own: {option.flag} $SLURM_NODEID, expanded on the node (bash -c '…')"),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.rendezvous import binding_layer, is_torchrun, is_typed, launcher_place, many_nodes
+from mgpu_checks.rendezvous import allocation, binding_layer, is_torchrun, is_typed, launcher_place, many_nodes
 from mgpu_doctor.authoring import (
     Case,
     Edit,
@@ -20,6 +20,12 @@ from mgpu_doctor.authoring import (
     Unknown,
     replace,
     report,
+)
+
+JOB = (
+    "#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node=8\n"
+    "srun bash -c 'accelerate launch --multi_gpu --num_machines 2 --num_processes {number} "
+    "--machine_rank $SLURM_NODEID --main_process_ip h1 --main_process_port 29500 train.py'\n"
 )
 
 MANY = "accelerate launch --multi_gpu --num_machines 2 --machine_rank 0 --main_process_ip h1 "
@@ -63,8 +69,12 @@ RULE = Rule(
             "all GPUs given to torchrun",
             "torchrun --nnodes 2 --nproc_per_node 16 --node_rank 0 --master_addr h1 --master_port 29500 train.py",
         ),
+        Example("the GPUs of one node of the batch job", lint=("j.sbatch",), files={"j.sbatch": JOB.format(number=8)}),
     ),
     good=(
+        Example(
+            "the GPUs of all nodes of the batch job", lint=("j.sbatch",), files={"j.sbatch": JOB.format(number=16)}
+        ),
         Example(
             "all machines",
             MANY + "--num_processes 16 t.py",
@@ -99,22 +109,25 @@ def find(case: Case) -> Iterator[Finding]:
         if nodes is None or layer is None or layer.opaque is not None:
             continue
         if layer.launcher == "accelerate":
-            finding = _of_accelerate(launch, layer, nodes)
+            finding = _of_accelerate(launch, layer, nodes, _gpus(case, launch))
         elif is_torchrun(layer) and not layer.implied:
-            finding = _of_torchrun(launch, layer, nodes)
+            finding = _of_torchrun(launch, layer, nodes, _gpus(case, launch))
         else:
             continue
         if finding is not None:
             yield finding
 
 
-def _gpus(launch: Launch) -> int | None:
-    """How many GPUs each node offers, None when that is not known."""
+def _gpus(case: Case, launch: Launch) -> int | None:
+    """How many GPUs each node offers: the visible ones, or those that the batch script asks for; None if not known."""
     devices = launch.visible.known
-    return len(devices.entries) if devices is not None else None
+    if devices is not None:
+        return len(devices.entries)
+    job = allocation(case, launch)
+    return job.gpus if job is not None and launch.command.variable("CUDA_VISIBLE_DEVICES") is None else None
 
 
-def _of_accelerate(launch: Launch, layer: Layer, nodes: int) -> Finding | None:
+def _of_accelerate(launch: Launch, layer: Layer, nodes: int, gpus: int | None) -> Finding | None:
     total, where = _given_count(launch, layer)
     if total is None:
         return None
@@ -127,7 +140,6 @@ def _of_accelerate(launch: Launch, layer: Layer, nodes: int) -> Finding | None:
             where,
             fix=Fix(f"Give --num_processes a multiple of {nodes}: it counts the processes of all machines"),
         )
-    gpus = _gpus(launch)
     if gpus is None or gpus < 2 or total != gpus:
         return None
     edit = _count_edit(launch, layer, "num_processes", total * nodes)
@@ -154,8 +166,8 @@ def _given_count(launch: Launch, layer: Layer) -> tuple[int | None, Location]:
     return total, layer.config.locate("num_processes") or launcher_place(launch)
 
 
-def _of_torchrun(launch: Launch, layer: Layer, nodes: int) -> Finding | None:
-    option, each, gpus = layer.option("nproc_per_node"), launch.processes_per_node, _gpus(launch)
+def _of_torchrun(launch: Launch, layer: Layer, nodes: int, gpus: int | None) -> Finding | None:
+    option, each = layer.option("nproc_per_node"), launch.processes_per_node
     if option is None or gpus is None or gpus < 1 or isinstance(each.value, Unknown):
         return None
     number = option.value

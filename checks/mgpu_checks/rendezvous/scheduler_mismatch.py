@@ -11,6 +11,7 @@ from mgpu_checks.rendezvous import (
     chain,
     is_torchrun,
     launcher_place,
+    many_nodes,
     runs_elsewhere,
 )
 from mgpu_doctor.authoring import (
@@ -179,6 +180,8 @@ def _processes(launch: Launch, layer: Layer, job: Allocation) -> Finding | None:
     workers = _workers(launch, layer)
     if workers is None or job.gpus is None or workers == job.gpus or launch.command.variable("CUDA_VISIBLE_DEVICES"):
         return None
+    if _counts_other_unit(launch, layer, workers, job.gpus):
+        return None
     where = next((job.places[name] for name in ("gres", "gpus-per-node", "gpus") if name in job.places), None)
     if workers > job.gpus:
         return _report(
@@ -197,6 +200,14 @@ def _processes(launch: Launch, layer: Layer, job: Allocation) -> Finding | None:
         f"Start {job.gpus} processes a node, or ask for {workers} GPUs",
         Severity.WARNING,
     )
+
+
+def _counts_other_unit(launch: Launch, layer: Layer, workers: int, gpus: int) -> bool:
+    """Whether the number is right for one node where all are meant, or the reverse: the fault of MGD306."""
+    nodes = many_nodes(launch)
+    if nodes is None:
+        return False
+    return workers * nodes == gpus if layer.launcher == "accelerate" else workers == gpus * nodes
 
 
 def _is_shared(launch: Launch) -> bool:
