@@ -57,8 +57,10 @@ RULE = Rule(
         Example("a switch with a word behind it", "accelerate launch --multi_gpu True train.py"),
         Example("nodes that are no range", "torchrun --nnodes 1-2 --nproc_per_node 8 train.py"),
         Example("a slot that is no number", "deepspeed --include localhost:0,one train.py"),
+        Example("no precision of any release", "accelerate launch --mixed_precision fp32 train.py", facts=None),
     ),
     good=(
+        Example("a precision of every release", "accelerate launch --mixed_precision fp8 train.py", facts=None),
         Example("numbers and choices", "accelerate launch --num_processes 2 --mixed_precision bf16 train.py"),
         Example("words that torchrun takes", "torchrun --nproc-per-node gpu --nnodes 1:2 --rdzv-backend c10d train.py"),
         Example("a value that is not known", "torchrun --nproc-per-node $NPROC train.py"),
@@ -103,10 +105,15 @@ _DESCRIPTION = pattern(r"[a-z]+(?:_[a-z]+)+")
 _LOGICAL = frozenset({"true", "false", "yes", "no"})
 
 
+_SETTLED = ("--mixed_precision", "--mixed-precision")
+"""Options whose choices are the same in every known release (accelerate 0.20.3 to 1.15.0: no, fp16, bf16, fp8)."""
+
+
 def find(case: Case) -> Iterator[Finding]:
     """Values that a launcher's parser refuses, and words behind switches."""
     for launch, layer, problem in parse_problems(case, *_KINDS):
-        if problem.kind == "invalid-choice" and not is_certain(layer) and not problem.suggestions:
+        settled = is_certain(layer) or problem.suggestions or problem.flag in _SETTLED
+        if problem.kind == "invalid-choice" and not settled:
             continue
         if _is_stand_in(launch, problem) or _is_a_port(problem):
             continue

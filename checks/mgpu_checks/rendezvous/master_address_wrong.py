@@ -15,6 +15,7 @@ from mgpu_checks.rendezvous import (
     is_typed,
     many_nodes,
     stated_address,
+    value_edit,
 )
 from mgpu_doctor.authoring import (
     Case,
@@ -36,6 +37,14 @@ from mgpu_doctor.authoring import (
 )
 
 TWO = "torchrun --nnodes 2 --node_rank {rank} --nproc_per_node 8 --master_addr {host} --master_port 29500 train.py\n"
+
+FACTORY = (
+    "FORCE_TORCHRUN=1 NNODES=2 NODE_RANK={rank} MASTER_ADDR={host} MASTER_PORT=29500 llamafactory-cli train a.yaml\n"
+)
+MACHINE = (
+    "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 2\nnum_processes: 16\n"
+    "machine_rank: {rank}\nmain_process_ip: 127.0.0.1\nmain_process_port: 29500\n"
+)
 
 RULE = Rule(
     code="MGD307",
@@ -88,8 +97,34 @@ RULE = Rule(
             lint=("node0.sh", "node1.sh"),
             files={"node0.sh": TWO.format(rank=0, host="10.0.0.5"), "node1.sh": TWO.format(rank=1, host="10.0.0.6")},
         ),
+        Example(
+            "each node names itself in a variable",
+            lint=("node0.sh", "node1.sh"),
+            files={
+                "node0.sh": FACTORY.format(rank=0, host="10.0.0.5"),
+                "node1.sh": FACTORY.format(rank=1, host="10.0.0.6"),
+            },
+        ),
+        Example(
+            "in the second machine's configuration file",
+            "accelerate launch --config_file m.yaml train.py",
+            files={"m.yaml": MACHINE.format(rank=1)},
+        ),
     ),
     good=(
+        Example(
+            "the first machine may call itself so in its file",
+            "accelerate launch --config_file m.yaml train.py",
+            files={"m.yaml": MACHINE.format(rank=0)},
+        ),
+        Example(
+            "the same variable on both",
+            lint=("node0.sh", "node1.sh"),
+            files={
+                "node0.sh": FACTORY.format(rank=0, host="10.0.0.5"),
+                "node1.sh": FACTORY.format(rank=1, host="10.0.0.5"),
+            },
+        ),
         Example(
             "the first node's address",
             "torchrun --nnodes 2 --node_rank 0 --master_addr 10.0.0.5 --master_port 29500 train.py",
@@ -141,6 +176,8 @@ def find(case: Case) -> Iterator[Finding]:
     """Launches over several nodes whose address cannot be right."""
     for launch in case.launches:
         nodes, address = many_nodes(launch), stated_address(launch)
+        if nodes is not None and address is None:
+            yield from _configured(launch, nodes)
         if nodes is None or address is None or address[0].value is None:
             continue
         word, option = address
@@ -154,6 +191,24 @@ def find(case: Case) -> Iterator[Finding]:
                 fix=Fix("Name the first node's address, the same on every node", () if edit is None else (edit,)),
             )
     yield from _different(case)
+
+
+def _configured(launch: Launch, nodes: int) -> Iterator[Finding]:
+    """A configuration file of a later machine that names the machine itself."""
+    layer = binding_layer(launch)
+    if layer is None or layer.launcher != "accelerate" or layer.config is None or layer.config_is_default:
+        return
+    address, rank = layer.config.get("main_process_ip"), launch.node_rank.known
+    where = layer.config.locate("main_process_ip")
+    if not isinstance(address, str) or not is_loopback(address) or not rank or where is None:
+        return
+    yield report(
+        RULE,
+        f"main_process_ip in {layer.config.name} is {address} for a job of {nodes} machines: machine {rank} waits for "
+        "itself, not for the first one.",
+        where,
+        fix=Fix("Name the first machine's address, the same on every machine"),
+    )
 
 
 def _name(launch: Launch, option: Option) -> str:
@@ -218,7 +273,7 @@ def _different(case: Case) -> Iterator[Finding]:
             continue
         layer = binding_layer(launch)
         rank = layer.option("machine_rank" if layer.launcher == "accelerate" else "node_rank") if layer else None
-        if rank is None or layer is None or layer.implied or rank.value is None or not address[0].is_literal:
+        if rank is None or layer is None or rank.value is None or not address[0].is_literal:
             continue
         varying = {word for option in (rank, address[1]) for word in option.values}
         words = tuple(None if word in varying else word.value for word in launch.command.words)
@@ -239,7 +294,12 @@ def _different(case: Case) -> Iterator[Finding]:
 def _difference(first: tuple[Launch, Option, Word], launch: Launch, option: Option, word: Word) -> Finding:
     other, other_option, other_word = first
     place: Location = launch.command.locate(option.span)
-    edit = replace(launch.command.source, word.span, other_word.value or "")
+    variable = launch.command.variable("MASTER_ADDR") if word.origin is not None else None
+    edit: Edit | None = None
+    if word.origin is None:
+        edit = replace(launch.command.source, word.span, other_word.value or "")
+    elif variable is not None:
+        edit = value_edit(variable, other_word.value or "")
     return report(
         RULE,
         f"This node would meet at {host_of(word.value or '', option)}, the one in {other.command.source.name} at "
@@ -247,5 +307,5 @@ def _difference(first: tuple[Launch, Option, Word], launch: Launch, option: Opti
         "that of rank 0.",
         place,
         related=(Evidence("the other address", other.command.locate(other_option.span)),),
-        fix=Fix("Use the address of the node with rank 0", (edit,)),
+        fix=Fix("Use the address of the node with rank 0", () if edit is None else (edit,)),
     )
