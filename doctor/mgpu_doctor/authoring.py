@@ -31,6 +31,7 @@ from mgpu_doctor.model.program import ConfigFile, ConfigValue, Program, Seen
 from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.rule import Check, Example, Reference, Rule
 from mgpu_doctor.model.source import Location, Source, Span
+from mgpu_doctor.model.version import is_before, release_numbers
 
 __all__ = [
     "RANK_LAUNCHERS",
@@ -77,7 +78,9 @@ __all__ = [
     "dataclass",
     "delete_words",
     "insert",
+    "is_before",
     "pattern",
+    "release_numbers",
     "replace",
     "report",
 ]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mgpu_doctor.knowledge import layout, tables
 from mgpu_doctor.knowledge.declared import COMPUTED
 from mgpu_doctor.model.launch import OptionSpec
+from mgpu_doctor.model.version import version_key
 
 SMALL_ENOUGH = 400_000
 """Bytes of all shipped data together."""
@@ -34,7 +35,7 @@ def test_the_data_stays_small() -> None:
 def test_releases_are_sorted_and_reach_as_far_as_promised(package: str, oldest: str, newest: str) -> None:
     known = tables.releases(package)
     assert (known[0], known[-1]) == (oldest, newest)
-    assert list(known) == sorted(known, key=tables.version_key)
+    assert list(known) == sorted(known, key=version_key)
 
 
 @pytest.mark.parametrize("launcher", sorted(layout.LAUNCHERS))
@@ -100,8 +101,8 @@ def test_a_later_patch_is_no_better_than_an_earlier_one() -> None:
 
 def test_versions_sort_as_releases_do() -> None:
     ordered = ["0.9.5", "1.0.0.dev1", "1.0.0rc1", "1.0.0", "1.0.1", "1.9.0", "1.10.0"]
-    assert sorted(sorted(ordered), key=tables.version_key) == ordered
-    assert tables.version_key("1.0") == tables.version_key("1.0.0") == tables.version_key("v1.0.0+cu124")
+    assert sorted(sorted(ordered), key=version_key) == ordered
+    assert version_key("1.0") == version_key("1.0.0") == version_key("v1.0.0+cu124")
 
 
 def test_a_package_without_data_has_no_releases() -> None:

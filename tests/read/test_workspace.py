@@ -88,6 +88,9 @@ def test_lint_judges_only_the_text(root: Path) -> None:
     assert workspace.kind("train.py", "src") == "file"
     assert workspace.kind("trian.py", "src") == "missing"
     assert isinstance(workspace.kind("train.py", "elsewhere"), Unknown)
+    assert isinstance(workspace.kind("zero.json", "src"), Unknown)
+    assert isinstance(workspace.kind("trian.py", ".."), Unknown)
+    assert isinstance(workspace.config("zero.json", "deepspeed", "src").exists, Unknown)
 
 
 def test_an_unknown_directory_makes_relative_paths_unknown(root: Path) -> None:

@@ -46,6 +46,14 @@ _SETS_LIST = (
 )
 _PINNED = "import torch\n\nmodel = torch.nn.Linear(8, 8).to('cuda:4')\n"
 
+_SETS_OWN = """import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = "4,3"
+import torch
+
+net = torch.nn.Linear(4, 4).to("{}")
+"""
+
 RULE = Rule(
     code="MGD202",
     slug="physical-index-in-visible-space",
@@ -60,6 +68,7 @@ RULE = Rule(
     ),
     bad=(
         Example("pinned in the program", "CUDA_VISIBLE_DEVICES=4,5 python run.py", files={"run.py": _PINNED}),
+        Example("a list and a number in the program", "python run.py", files={"run.py": _SETS_OWN.format("cuda:3")}),
         Example("named behind the script", "CUDA_VISIBLE_DEVICES=4,5 python run.py --device cuda:5"),
         Example("Lightning's devices", "CUDA_VISIBLE_DEVICES=2,3 python fit.py fit --trainer.devices=2,3", facts=None),
         Example(
@@ -84,6 +93,7 @@ RULE = Rule(
             "CUDA_VISIBLE_DEVICES=4,5 python run.py --gpu 4",
             files={"run.py": _SETS_LIST},
         ),
+        Example("the program's own list", "python run.py", files={"run.py": _SETS_OWN.format("cuda:1")}),
         Example("numbers inside the list", "CUDA_VISIBLE_DEVICES=4,5 python run.py --device cuda:1"),
         Example("no list", "python run.py --device cuda:5"),
         Example("a script that sets the list itself", "CUDA_VISIBLE_DEVICES=4,5 python run.py --gpu 4"),
@@ -140,6 +150,12 @@ def find(case: Case) -> Iterator[Finding]:
         yield from _in_program(launch, wanted)
         yield from _behind_script(launch, wanted)
         yield from _old_deepspeed(case, launch, variable, wanted)
+    for launch in case.launches:
+        program = program_of(launch)
+        own = set_by_program(program, VISIBLE) if program is not None else None
+        wanted = indices(own[1]) if own is not None and own[1] is not None else None
+        if wanted is not None:
+            yield from _numbers(launch, wanted)
     for script in case.scripts:
         yield from _in_job(script)
     for assigned in assignments(case):
@@ -148,7 +164,14 @@ def find(case: Case) -> Iterator[Finding]:
 
 def _in_program(launch: Launch, wanted: tuple[int, ...]) -> Iterator[Finding]:
     program = program_of(launch)
-    if program is None or set_by_program(program, VISIBLE) is not None:
+    if program is not None and set_by_program(program, VISIBLE) is None:
+        yield from _numbers(launch, wanted)
+
+
+def _numbers(launch: Launch, wanted: tuple[int, ...]) -> Iterator[Finding]:
+    """The first device of the program that the list has, but not under that number."""
+    program = program_of(launch)
+    if program is None:
         return
     for seen in program.all("cuda-device"):
         number = int(seen.detail.removeprefix("cuda:"))

@@ -22,7 +22,9 @@ from mgpu_doctor.authoring import (
     Span,
     Unknown,
     dataclass,
+    is_before,
     pattern,
+    release_numbers,
 )
 
 CONFIG_ENDINGS = (".yaml", ".yml", ".json")
@@ -180,20 +182,17 @@ def version_of(release: Release | None) -> tuple[int, ...] | None:
     """A release's number, None when no version is known."""
     if release is None or release.version is None:
         return None
-    found = re.match(r"\d+(?:\.\d+)*", release.version)
-    return tuple(int(part) for part in found.group().split(".")) if found else None
+    return release_numbers(release.version) or None
 
 
 def may_be_before(release: Release, *number: int) -> bool:
     """Whether the release may be older than ``number``: it is, or it is only assumed."""
-    version = version_of(release)
-    return version is None or not release.certain or version < number
+    return not release.certain or is_before(release.version, *number) is not False
 
 
 def may_be_since(release: Release, *number: int) -> bool:
     """Whether the release may be ``number`` or newer: it is, or it is only assumed."""
-    version = version_of(release)
-    return version is None or not release.certain or version >= number
+    return not release.certain or is_before(release.version, *number) is not True
 
 
 SWITCHES = ("multi_gpu", "tpu", "tpu_use_cluster", "use_deepspeed", "use_fsdp", "use_megatron_lm")

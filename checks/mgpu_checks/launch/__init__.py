@@ -17,6 +17,7 @@ from mgpu_doctor.authoring import (
     Span,
     Unknown,
     Word,
+    is_before,
     replace,
 )
 
@@ -151,14 +152,8 @@ def remove_before(launch: Launch, first: Word, kept: Word, text: str = "") -> tu
 
 def version_at_least(version: str | None, *wanted: int) -> bool | None:
     """Whether a version is a release or a later one; None when it is not known."""
-    if version is None:
-        return None
-    numbers: list[int] = []
-    for part in version.split("+")[0].split("."):
-        if not part[:1].isdigit():
-            break
-        numbers.append(int("".join(letter for letter in part if letter.isdigit())[:9]))
-    return tuple(numbers) >= wanted if numbers else None
+    before = is_before(version, *wanted)
+    return None if before is None else not before
 
 
 def llamafactory_launches(case: Case) -> Iterator[tuple[Launch, Layer]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from mgpu_doctor.authoring import (
@@ -19,6 +18,7 @@ from mgpu_doctor.authoring import (
     Span,
     Unknown,
     dataclass,
+    is_before,
     pattern,
     replace,
     report,
@@ -128,7 +128,7 @@ def find(case: Case) -> Iterator[Finding]:
     packages = case.require(case.facts.packages)
     if not {"torch", "transformers"} & set(packages) or any(name.startswith("flash-attn") for name in packages):
         return
-    if "kernels" in packages and _version(packages.get("transformers", "")) >= KERNELS_SINCE:
+    if "kernels" in packages and is_before(packages.get("transformers"), *KERNELS_SINCE) is False:
         return
     seen = set()
     for request in requests:
@@ -165,10 +165,6 @@ def _requests(launch: Launch) -> Iterator[Request]:
                 quoted = at > 0 and text[at - 1] in "'\""
                 span = Span(start, start + len("flash_attention_2")) if quoted else None
                 yield Request("attn_implementation=flash_attention_2", place, span, "sdpa", severity)
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
 def _finding(request: Request) -> Finding:

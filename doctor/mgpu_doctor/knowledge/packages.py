@@ -7,6 +7,7 @@ from mgpu_doctor.knowledge.declared import ParserTable, UnreadableSourceError, w
 from mgpu_doctor.model.facts import Facts
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec, Release
+from mgpu_doctor.model.version import version_key
 
 PACKAGES = (
     "accelerate", "deepspeed", "torch", "llamafactory", "transformers", "huggingface_hub", "datasets", "peft", "trl",
@@ -329,7 +330,7 @@ class PackageKnowledge:
         distribution = self._installed(release.package)
         if distribution is None or release.version is None:
             return False
-        return tables.version_key(distribution.version) == tables.version_key(release.version)
+        return version_key(distribution.version) == version_key(release.version)
 
     def _is_as_released(self, package: str, chosen: tables.Chosen) -> bool:
         """Whether the installed files are those that the table was made from: then nothing has to be parsed."""
@@ -378,11 +379,11 @@ def _newest_allowed(package: str, requirements: tuple[str, ...]) -> str | None:
         match = re.match(rf"{re.escape(package)}\b.*?<(=?)\s*([0-9][0-9.]*)", requirement)
         if match is None:
             continue
-        bound = tables.version_key(match[2])
+        bound = version_key(match[2])
         allowed = [
             version
             for version in tables.releases(package)
-            if tables.version_key(version) < bound or (match[1] and tables.version_key(version) == bound)
+            if version_key(version) < bound or (match[1] and version_key(version) == bound)
         ]
         return allowed[-1] if allowed else None
     return None

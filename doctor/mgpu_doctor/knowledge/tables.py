@@ -17,6 +17,7 @@ from typing import NamedTuple
 from mgpu_doctor.knowledge.declared import COMPUTED
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import OptionSpec
+from mgpu_doctor.model.version import version_key
 
 DATA = os.path.join(os.path.dirname(__file__), "data")
 
@@ -27,31 +28,6 @@ class Chosen(NamedTuple):
     version: str
     place: int
     exact: bool
-
-
-def version_key(version: str) -> tuple[tuple[int, ...], int]:
-    """A sort key for release numbers: ``1.10.0`` after ``1.9.1``; ``1.0.0.dev1``, ``1.0.0rc1`` before ``1.0``.
-
-    Local parts (``+cu121``) and post-releases are ignored. Text that is no number sorts first.
-    """
-    numbers: list[int] = []
-    stage = len(_STAGES)
-    for part in version.strip().lstrip("v").split("+")[0].split("."):
-        digits = 0
-        while digits < len(part) and part[digits].isdigit():
-            digits += 1
-        rest = part[digits:].lstrip("-_")
-        if digits:
-            numbers.append(int(part[:digits]))
-        if rest:
-            stage = next((at for at, name in enumerate(_STAGES) if rest.startswith(name)), stage)
-            break
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers), stage
-
-
-_STAGES = ("dev", "a", "b", "rc")
 
 
 def _minor(version: str) -> list[str]:

@@ -16,6 +16,7 @@ from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import Layer, Option, OptionSpec
 from mgpu_doctor.model.record import replace
 from mgpu_doctor.model.source import Span
+from mgpu_doctor.model.version import is_before
 
 LAUNCHER = "llamafactory-cli"
 COMMANDS = frozenset({"llamafactory-cli", "lmf"})
@@ -128,13 +129,7 @@ def device_count(before: Plan, context: Context) -> Setting[int]:
 
 def release_at_least(version: str | None, *wanted: int) -> bool:
     """Whether a version is not older; an unknown version counts as the latest."""
-    if version is None:
-        return True
-    parts: list[int] = []
-    for part in version.split("+")[0].split(".")[: len(wanted)]:
-        digits = "".join(ch for ch in part if ch.isdigit()) if part[:1].isdigit() else ""
-        parts.append(int(digits[:6] or 0))
-    return tuple(parts) >= wanted
+    return is_before(version, *wanted) is not True
 
 
 def made_word(text: str, span: Span) -> Word:

@@ -140,7 +140,8 @@ def _after_unknown(words: tuple[Word, ...], own: list[Word], at: int) -> Peeled:
     """What follows a word that is not known: a script when it looks like one, opaque when it may be options."""
     word = words[at]
     names = " ".join(name.upper() for name in word.unknown_variables)
-    if not word.splits or word.written.endswith(".py") or any(part in names for part in _PROGRAM_NAMES):
+    is_named = word.written.endswith(".py") or (word.pieces[-1].text or "").endswith(".py")
+    if not word.splits or is_named or any(part in names for part in _PROGRAM_NAMES):
         return Peeled(_layer(words[:1], own), words[at:], "script")
     for index in range(at, len(words)):
         text = words[index].value

@@ -8,6 +8,7 @@ from mgpu_doctor.launchers.chain import Context
 from mgpu_doctor.model.command import Variable, Word
 from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import Layer, Release
+from mgpu_doctor.model.version import is_before
 
 
 def read_variable(context: Context, name: str, set_by_layers: Iterable[Variable] = ()) -> Setting[str | None]:
@@ -104,27 +105,7 @@ def release_label(release: Release | None, package: str) -> str:
 
 def release_before(release: Release | None, *version: int) -> bool:
     """Whether a release is known to be older than ``version``; False when it is not known."""
-    if release is None or release.version is None:
-        return False
-    numbers = release_numbers(release.version)
-    return bool(numbers) and numbers < version
-
-
-def release_numbers(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version: ``2.6.0+cu124`` gives (2, 6, 0)."""
-    numbers = []
-    for part in text.partition("+")[0].split("."):
-        digits = ""
-        for letter in part:
-            if not letter.isdecimal():
-                break
-            digits += letter
-        if not digits:
-            break
-        numbers.append(int(digits))
-        if digits != part:
-            break
-    return tuple(numbers)
+    return release is not None and is_before(release.version, *version) is True
 
 
 def program_name(word: Word) -> str | None:

@@ -35,7 +35,8 @@ class LocalWorkspace:
     ``facts`` decide how far the file system counts. About this machine every path is looked at.
     About another machine, or none, relative paths are looked at in ``root``, absolute ones only in the
     facts. With ``judge_only_text`` a relative path may lead anywhere: what is found is read,
-    what is not found stays unknown, unless the text itself changes to a directory that exists.
+    what is not found stays unknown, unless the text itself changes to a directory below ``root`` that
+    holds files of that kind.
     """
 
     def __init__(self, root: str, facts: Facts, *, judge_only_text: bool = False) -> None:
@@ -56,7 +57,8 @@ class LocalWorkspace:
             return place
         if not place.certain:
             return _LINT
-        return self._look(place.full)
+        seen = self._look(place.full)
+        return _LINT if seen == "missing" and not self._would_be_here(place) else seen
 
     def read(self, path: str, kind: str, directory: str | Unknown | None = None) -> Source | Unknown:
         """A text file as a source of that kind; Unknown with the reason when it cannot be read."""
@@ -113,7 +115,8 @@ class LocalWorkspace:
             return read_config(Source(place.shown, text, "config", place.full), role)
         seen = self._look(place.full)
         if seen == "missing":
-            return unread_config(place.shown, role, text.reason, False if place.certain else _LINT)
+            is_missing = place.certain and self._would_be_here(place)
+            return unread_config(place.shown, role, text.reason, False if is_missing else _LINT)
         return unread_config(place.shown, role, text.reason, seen if isinstance(seen, Unknown) else True)
 
     def _place(self, path: str, directory: str | Unknown | None) -> _Place | Unknown:
@@ -139,10 +142,21 @@ class LocalWorkspace:
                 told = self._told(joined)
                 return Unknown(_elsewhere(joined)) if told is None or isinstance(told, Unknown) else Unknown("not read")
             return _Place(joined, os.path.expanduser(joined), True)
-        known = os.path.isdir(os.path.join(self._root, directory))
+        above = os.path.normpath(directory).startswith("..")
+        known = os.path.isdir(os.path.join(self._root, directory)) and not (above and self._only_text)
         if not known and not self._only_text:
             return Unknown(f"there is no directory {directory} to change to")
         return _Place(joined, os.path.join(self._root, joined), known or not self._only_text)
+
+    def _would_be_here(self, place: _Place) -> bool:
+        """Whether a missing file is missing for certain: for a text alone, files of its kind lie in that directory."""
+        if not self._only_text:
+            return True
+        directory, name = os.path.split(place.full)
+        try:
+            return any(other.endswith(os.path.splitext(name)[1]) for other in os.listdir(directory))
+        except OSError:
+            return False
 
     def _told(self, path: str) -> str | Unknown | None:
         """What the facts of the machine say about a path; None when they say nothing."""
