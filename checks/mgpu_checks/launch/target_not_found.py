@@ -78,6 +78,15 @@ RULE = Rule(
             files={"src/train.py": "pass\n"},
         ),
         Example("a text whose place is not known", lint=("run.sh",), files={"run.sh": "torchrun train.py\n"}),
+        Example(
+            "an option -m of a script in a folder that is not known",
+            "HERE=$(dirname $0)\nTOOL=${HERE}/bench.py\npython ${TOOL} -m base-7b",
+        ),
+        Example(
+            "a folder without any such file",
+            lint=("a.md",),
+            files={"a.md": "```bash\ncd docs\npython bench.py\n```\n", "docs/index.md": ""},
+        ),
         Example("an installed module", "torchrun --nproc_per_node 2 -m llamafactory.launcher --stage sft"),
     ),
     sources=(
