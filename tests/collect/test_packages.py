@@ -154,3 +154,18 @@ def test_cuda_of_torch(tmp_path: Path, text: str, cuda: str | None) -> None:
 def test_no_torch(tmp_path: Path) -> None:
     python = make_venv(tmp_path / "v")
     assert isinstance(torch_cuda(read_environment(str(python), {"HOME": str(tmp_path)})), Unknown)
+
+
+def test_metadata_whose_name_has_no_version_is_read(tmp_path: Path) -> None:
+    python = make_venv(tmp_path, "torch-2.6.0.dist-info")
+    (site,) = (tmp_path / "lib").glob("python*/site-packages")
+    project = tmp_path / "project"
+    (project / "my_frame.egg-info").mkdir(parents=True)
+    (project / "my_frame.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: my-frame\nVersion: 0.3.1\n")
+    (site / "my-frame.egg-link").write_text(f"{project}\n.")
+    (site / "bare.egg-info").mkdir()
+    (site / "bare.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: bare\nVersion: 7\n")
+    (site / "broken.egg-info").mkdir()
+    (site / "gone.egg-link").write_text("/no/such/place\n.")
+    packages = read_environment(str(python), {}).packages
+    assert packages == {"torch": "2.6.0", "my-frame": "0.3.1", "bare": "7"}

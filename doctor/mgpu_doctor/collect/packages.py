@@ -244,14 +244,44 @@ def _packages(sites: Iterable[str]) -> dict[str, str]:
     for site in sites:
         for entry in _names(site):
             stem, dot, kind = entry.rpartition(".")
-            if not dot or kind not in {"dist-info", "egg-info"} or entry.startswith("~"):
+            if not dot or kind not in {"dist-info", "egg-info", "egg-link"} or entry.startswith("~"):
                 continue
             name, dash, rest = stem.partition("-")
-            if dash:
+            if dash and kind != "egg-link":
                 # An egg's name goes on with the Python version: pkg-1.0-py3.11.egg-info.
-                version = rest.partition("-")[0] if kind == "egg-info" else rest
+                version: str | None = rest.partition("-")[0] if kind == "egg-info" else rest
+            else:
+                name, version = stem, _recorded_version(os.path.join(site, entry), kind)
+            if version:
                 found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
     return found
+
+
+def _recorded_version(path: str, kind: str) -> str | None:
+    """The version inside metadata whose name does not tell it; None when it cannot be read.
+
+    ``setup.py develop`` leaves ``pkg.egg-link`` with the project's directory in its first line, and the
+    metadata as ``pkg.egg-info`` there (setuptools 65, command/develop.py).
+    """
+    from importlib_metadata import Distribution
+
+    if kind == "egg-link":
+        try:
+            with open(path, encoding="utf-8") as file:
+                project = file.readline(4096).strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        stem = os.path.basename(path).removesuffix(".egg-link").replace("-", "_").lower()
+        names = (name for name in _names(project) if name.lower().replace("-", "_") == f"{stem}.egg_info")
+        inside = next(names, None)
+        if inside is None:
+            return None
+        path = os.path.join(project, inside)
+    try:
+        version: str | None = Distribution.at(path).metadata["Version"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return version
 
 
 def _names(directory: str) -> list[str]:
