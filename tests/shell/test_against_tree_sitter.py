@@ -18,7 +18,7 @@ _PARSER = tree_sitter.Parser(tree_sitter.Language(tree_sitter_bash.language()))
 _WORD_TYPES = {"word", "string", "raw_string", "concatenation", "number", "command_name"}
 
 KEYWORDS = frozenset(
-    ["if", "then", "fi", "for", "do", "done", "in", "case", "esac", "while", "until", "else", "elif", "time", "select"]
+    {"if", "then", "fi", "for", "do", "done", "in", "case", "esac", "while", "until", "else", "elif", "time", "select"}
 )
 PLAIN = st.from_regex(r"[A-Za-z0-9_./,:@%+-]{1,8}", fullmatch=True).filter(lambda text: text not in KEYWORDS)
 QUOTED = st.one_of(

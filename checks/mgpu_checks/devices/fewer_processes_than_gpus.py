@@ -36,10 +36,18 @@ RULE = Rule(
             files={"big.py": _SPLIT},
         ),
         Example("a plain program", "CUDA_VISIBLE_DEVICES=0,1 python run.py"),
+        Example(
+            "ms-swift spreads each process over its share",
+            "NPROC_PER_NODE=2 CUDA_VISIBLE_DEVICES=0,1,2,3 swift sft --model acme/base-7b --dataset acme/pairs",
+        ),
     ),
     sources=(
         Reference("torch 2.6.0, distributed/run.py", "LOCAL_RANK counts from 0 to nproc_per_node - 1"),
         Reference("accelerate 1.7.0, state.py PartialState.__init__()", "each process uses cuda:LOCAL_RANK"),
+        Reference(
+            "ms-swift 3.12.0, swift/llm/model/register.py get_default_device_map()",
+            "with more visible GPUs than local processes (is_mp()) the device map is auto: each process uses its share of them",
+        ),
     ),
     fix="start one process for each visible GPU, or take the idle ones off the list",
 )
@@ -52,7 +60,7 @@ def find(case: Case) -> Iterator[Finding]:
         if ranks is None or ranks < 1 or variable is None or on_cpu(case, launch) or elsewhere(launch.command):
             continue
         wanted, visible = indices(variable.text or ""), launch.visible.value
-        if wanted is None or isinstance(visible, Unknown) or visible.all or _splits(launch):
+        if wanted is None or isinstance(visible, Unknown) or visible.all or _splits(launch) or _is_made_single(launch):
             continue
         if tuple(visible.entries) != tuple(str(number) for number in wanted) or len(wanted) <= ranks:
             continue
@@ -66,9 +74,15 @@ def find(case: Case) -> Iterator[Finding]:
         )
 
 
+def _is_made_single(launch: Launch) -> bool:
+    """Whether accelerate's configuration makes it one process, which is a finding of its own."""
+    layer = launch.layer("accelerate")
+    return layer is not None and layer.config is not None and layer.config.get("distributed_type") in {"NO", False}
+
+
 def _splits(launch: Launch) -> bool:
     """Whether one process may use several cards."""
-    if launch.spread.known == "split":
+    if launch.spread.known == "split" or launch.target.framework == "swift":
         return True
     engine = launch.engine.known
     if engine is not None and engine.name in {"device_map", "megatron"}:

@@ -99,13 +99,31 @@ def find(case: Case) -> Iterator[Finding]:
         devices = len(visible.entries)
         if variable is not None and _cut_short(variable.text or "", devices):
             continue
-        if 0 < devices < ranks:
+        if 0 < devices < ranks and not _names_more(launch, devices) and not _refuses_single(launch):
             yield _finding(case, launch, ranks, devices, visible.all)
 
 
 def _hidden_machine(launch: Launch) -> bool:
     """Whether the job runs where its GPUs are not known: another machine, or a container that names none."""
     return elsewhere(launch.command) and launch.visible.origin.kind != "option"
+
+
+def _names_more(launch: Launch, devices: int) -> bool:
+    """Whether an option names more devices than are found: its numbers are at fault, not the count."""
+    where = launch.visible.origin.location
+    if launch.visible.origin.kind != "option" or where is None:
+        return False
+    return devices < len(re.findall(r"\d+", re.split(r"[:=\s]", where.source.slice(where.span).strip("\"'"))[-1]))
+
+
+def _refuses_single(launch: Launch) -> bool:
+    """Whether accelerate's configuration names a single GPU for several processes, which it refuses by itself."""
+    layer = launch.layer("accelerate")
+    if layer is None or layer.config is None or layer.option("gpu_ids") is not None:
+        return False
+    if layer.config.get("distributed_type") != "MULTI_GPU" or layer.option("num_processes") is not None:
+        return False
+    return str(layer.config.get("gpu_ids")).strip().isdigit()
 
 
 def _cut_short(text: str, devices: int) -> bool:

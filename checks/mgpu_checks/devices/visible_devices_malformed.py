@@ -123,7 +123,7 @@ def _in_variable(variable: Variable) -> Iterator[Finding]:
             yield _blank(variable, *split)
             return
     fault = _fault(variable.text)
-    if fault is None:
+    if fault is None or _belongs_to_another_rule(variable):
         return
     edit = None if fault.meant is None else value_edit(variable, fault.meant)
     yield report(
@@ -134,6 +134,15 @@ def _in_variable(variable: Variable) -> Iterator[Finding]:
         severity=fault.severity,
         fix=None if fault.meant is None else _meant(fault.meant, edit),
     )
+
+
+def _belongs_to_another_rule(variable: Variable) -> bool:
+    """Whether typographic characters (MGD807) or an array joined by blanks (MGD815) are at fault."""
+    at, value = variable.location, variable.value
+    if at is None or value is None or variable.text is None:
+        return False
+    array = re.search(r"\$\{\w+\[[@*]\]", at.source.slice(at.span)) is not None
+    return not variable.text.isascii() or (array and " " in variable.text)
 
 
 def _meant(text: str, edit: Edit | None) -> Fix:

@@ -299,12 +299,33 @@ def _ranks(launch: Launch, facts: Facts) -> tuple[tuple[RankRow, ...], str | Non
         return (), one_line(ranks.reason)
     if not ranks:
         return (), "no process uses a GPU"
+    if len(ranks) == 1 and _spreads(launch):
+        return _spread_rows(ranks[0], launch, facts), None
     if len(ranks) <= MOST_RANKS:
         return tuple(_row(rank, launch, facts) for rank in ranks), None
     head = tuple(_row(rank, launch, facts) for rank in ranks[: MOST_RANKS // 2])
     tail = tuple(_row(rank, launch, facts) for rank in ranks[-2:])
     left_out = len(ranks) - len(head) - len(tail)
     return (*head, RankRow("…", "", f"{left_out} more", "", "", ""), *tail), None
+
+
+def _spreads(launch: Launch) -> bool:
+    """Whether one process uses every visible card."""
+    devices = launch.visible.known
+    return launch.spread.known == "split" and devices is not None and len(devices.entries) > 1
+
+
+def _spread_rows(rank: RankPlacement, launch: Launch, facts: Facts) -> tuple[RankRow, ...]:
+    """A row for each card of a model that one process spreads."""
+    devices = launch.visible.known
+    assert devices is not None
+    rows = []
+    for index, physical in enumerate(devices.physical[:MOST_RANKS]):
+        gpu = facts.gpu(physical) if isinstance(physical, int) else None
+        uuid = gpu.uuid if gpu is not None else Unknown("no inventory of GPUs")
+        place = RankPlacement(rank.rank, rank.local_rank, rank.node, index, physical, uuid)
+        rows.append(_row(place, launch, facts))
+    return tuple(rows)
 
 
 def _row(rank: RankPlacement, launch: Launch, facts: Facts) -> RankRow:
