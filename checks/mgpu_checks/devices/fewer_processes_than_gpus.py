@@ -46,7 +46,7 @@ RULE = Rule(
         Reference("accelerate 1.7.0, state.py PartialState.__init__()", "each process uses cuda:LOCAL_RANK"),
         Reference(
             "ms-swift 3.12.0, swift/llm/model/register.py get_default_device_map()",
-            "with more visible GPUs than local processes (is_mp()) the device map is auto: each process uses its share of them",
+            "with two or more visible GPUs for each local process the device map is auto",
         ),
     ),
     fix="start one process for each visible GPU, or take the idle ones off the list",

@@ -53,6 +53,10 @@ RULE = Rule(
         Example("a container's GPUs", """docker run --gpus '"device=2,3"' img torchrun --nproc_per_node 4 train.py"""),
     ),
     good=(
+        Example(
+            "numbers that the machine does not have are another rule's",
+            "deepspeed --include localhost:2,9 train.py",
+        ),
         Example("a container with all", "docker run --gpus all img torchrun --nproc_per_node 8 train.py"),
         Example("as many", "CUDA_VISIBLE_DEVICES=2,3 torchrun --nproc_per_node 2 train.py"),
         Example("fewer", "torchrun --nproc_per_node 4 train.py"),

@@ -59,6 +59,11 @@ RULE = Rule(
         Example("a range for the workers", "accelerate launch --num_processes 4 --multi_gpu --gpu_ids 0-3 train.py"),
     ),
     good=(
+        Example(
+            "an array joined by blanks is another rule's",
+            "G=(0 1)\nexport CUDA_VISIBLE_DEVICES=${G[@]}\ntorchrun --nproc_per_node 2 train.py",
+        ),
+        Example("so is a full-width comma", "CUDA_VISIBLE_DEVICES=0\uff0c1 torchrun --nproc_per_node 2 train.py"),
         Example("a plain list", "CUDA_VISIBLE_DEVICES=0,1 python train.py"),
         Example("quotes that the shell removes", 'CUDA_VISIBLE_DEVICES="4,5" python train.py'),
         Example("UUIDs", "CUDA_VISIBLE_DEVICES=GPU-00000001,GPU-00000002 python train.py"),
