@@ -236,7 +236,7 @@ def _report(
     return Report(
         request.mode,
         case,
-        tuple(sorted(kept, key=_order)),
+        _each_once(sorted(kept, key=_order)),
         suppressed,
         outcomes,
         (*problems, *bad_comments),
@@ -249,6 +249,16 @@ def _ignored(settings: Settings, finding: Finding) -> bool:
     if finding.location is None or finding.location.source.path is None:
         return False
     return settings.ignored_in(finding.location.source.path, finding.code, finding.slug)
+
+
+def _each_once(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The findings without those that a script earns again because several texts call it."""
+    seen: dict[tuple[object, ...], Finding] = {}
+    for finding in findings:
+        place = finding.location
+        path = place and os.path.normpath(place.source.path or place.source.name)
+        seen.setdefault((finding.code, finding.message, finding.subject, path, place and place.span), finding)
+    return tuple(seen.values())
 
 
 def _order(finding: Finding) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from mgpu_checks.hub import (
     DATASETS,
     HUB,
+    INVENTED,
     OFF,
     ON,
     SWITCHES,
@@ -30,7 +31,6 @@ from mgpu_doctor.authoring import (
     Span,
     Unknown,
     Variable,
-    pattern,
     replace,
     report,
 )
@@ -109,8 +109,6 @@ CANNOT_USE_IT = frozenset(
 )
 """Commands for which nobody would set the switch: it was meant for the next one."""
 
-INVENTED = pattern(r"(?:HF|HUGGING_?FACE|TRANSFORMERS?)_(?:\w*_)?OFF?LINE(?:_MODE)?")
-
 
 def find(case: Case) -> Iterator[Finding]:
     """Switches without effect, in each launch's environment and on the commands in front of it."""
@@ -166,11 +164,11 @@ def _on_other_command(case: Case, launch: Launch) -> Iterator[Finding]:
     if is_offline(case, launch) is not False or any(value_of(case, launch, name) is not None for name in SWITCHES):
         return
     for script in case.scripts:
-        if job not in script.commands:
+        if script.source is not job.source:
             continue
-        before = script.commands[: script.commands.index(job)]
-        if before and before[-1].name in CANNOT_USE_IT:
-            yield from _prefixes(before[-1], job)
+        at = next((number for number, command in enumerate(script.commands) if command is job), 0)
+        if at and script.commands[at - 1].name in CANNOT_USE_IT:
+            yield from _prefixes(script.commands[at - 1], job)
 
 
 def _prefixes(other: Command, job: Command) -> Iterator[Finding]:

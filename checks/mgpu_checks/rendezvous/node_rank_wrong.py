@@ -157,6 +157,11 @@ RULE = Rule(
             files={"node_a.sh": NODE_A, "node_b.sh": NODE_A.replace("node_rank 0", "node_rank 1")},
         ),
         Example(
+            "the same in two languages",
+            lint=("guide.md", "guide_fr.md"),
+            files=dict.fromkeys(("guide.md", "guide_fr.md"), f"```bash\n{NODE_A}```\n"),
+        ),
+        Example(
             "each its own rank in a variable",
             lint=("node_a.sh", "node_b.sh"),
             files={"node_a.sh": FACTORY.format(rank=0), "node_b.sh": FACTORY.format(rank=1)},
@@ -387,7 +392,8 @@ def _rank_place(launch: Launch) -> Location | None:
 def _job(launch: Launch) -> tuple[str | None, ...] | None:
     """What makes launches of several files one job: everything, and all of it written out."""
     source, configured = launch.command.source, _configured(launch)
-    if source.path is None or many_nodes(launch) is None:
+    # Documents say the same in several languages and chapters.
+    if source.path is None or source.kind in ("markdown", "rst") or many_nodes(launch) is None:
         return None
     words: list[str | None] = [word.value for word in launch.command.words]
     if None in words:

@@ -80,7 +80,11 @@ def find(case: Case) -> Iterator[Finding]:
 
 
 def _matters(script: Script, command: Command, launches: tuple[Command, ...], mark: Mark) -> bool:
-    if command in launches or not (command.words[0].value or "x").strip() or looks_like_option(command):
+    if (
+        any(command is launch for launch in launches)
+        or not (command.words[0].value or "x").strip()
+        or looks_like_option(command)
+    ):
         return True
     after = min((c for c in script.commands if c.span.start >= mark.span.end), key=lambda c: c.span, default=None)
     return after is not None and looks_like_option(after)
