@@ -144,7 +144,7 @@ def _judge(case: Case, launch: Launch, layer: Layer, config: ConfigFile) -> Iter
 def _lists_devices(launch: Launch) -> bool:
     """Whether the command itself names the GPUs that it wants."""
     variable = launch.command.variable("CUDA_VISIBLE_DEVICES")
-    return variable is not None and variable.scope in {"prefix", "env"}
+    return variable is not None and (variable.scope in {"prefix", "env"} or variable.location is not None)
 
 
 def _report(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_doctor.authoring import Case, Launch, Location, Unknown, dataclass
+from mgpu_doctor.authoring import Case, Launch, Location, Unknown, dataclass, pattern
 
 ON = frozenset({"1", "ON", "YES", "TRUE"})
 """The values that switch it on, in upper case (huggingface_hub, constants.py, ENV_VARS_TRUE_VALUES)."""
@@ -22,6 +22,9 @@ HUB = "HF_HUB_OFFLINE"
 TRANSFORMERS = "TRANSFORMERS_OFFLINE"
 DATASETS = "HF_DATASETS_OFFLINE"
 SWITCHES = (HUB, TRANSFORMERS)
+INVENTED = pattern(r"(?:HF|HUGGING_?FACE|TRANSFORMERS?)_(?:\w*_)?OFF?LINE(?:_MODE)?")
+"""Names that people invent for the switch; the real ones fit as well."""
+
 HOSTS = ("huggingface.co", "hf.co")
 
 MODEL_NAMES = ("model_name_or_path", "model", "model_path", "pretrained_model_name_or_path", "model_id", "base_model")

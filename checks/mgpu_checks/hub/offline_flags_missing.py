@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from mgpu_checks.hub import (
     DATASETS,
+    INVENTED,
     Given,
     is_local_path,
     is_offline,
@@ -131,7 +132,7 @@ def _says_something(case: Case, launch: Launch) -> bool:
     return any(
         value_of(case, launch, name) is not None or launch.command.shell_variable(name)
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
+    ) or any(variable.name != DATASETS and INVENTED.fullmatch(variable.name) for variable in launch.command.environment)
 
 
 def _is_on_disk(case: Case, launch: Launch, model: Given) -> bool:

@@ -63,6 +63,10 @@ RULE = Rule(
         Example("a module's name without -m", "torchrun --nproc_per_node 2 mytrain.recipes.sft --lr 1", facts=None),
     ),
     good=(
+        Example("a typographic dash is another rule's", "torchrun \u2014nproc_per_node 4 train.py"),
+        Example(
+            "an option without its value too", "accelerate launch --num_cpu_threads_per_process --multi_gpu 2 t.py"
+        ),
         Example("it exists", "torchrun --nproc_per_node 2 src/train.py", files={"src/train.py": "pass\n"}),
         Example("an absolute path of another machine", "torchrun --nproc_per_node 2 /data/train.py"),
         Example("the name is not known", "torchrun --nproc_per_node 2 $SCRIPT"),
@@ -158,7 +162,11 @@ def _script_of_a_shell(case: Case) -> Iterator[Finding]:
 def _target(case: Case, launch: Launch) -> Iterator[Finding]:
     target = launch.target
     value, word = target.value, target.word
-    if value is None or word is None:
+    if (
+        value is None
+        or word is None
+        or any(p.kind == "missing-value" for layer in launch.layers for p in layer.problems)
+    ):
         return
     if target.kind == "script" and _is_dotted_module(value):
         if target.exists is not True:
@@ -174,7 +182,12 @@ def _target(case: Case, launch: Launch) -> Iterator[Finding]:
 
 def _belongs_to_another_rule(case: Case, launch: Launch, value: str) -> bool:
     """A command, an interpreter, a configuration or a shell script in the script's place has a rule of its own."""
-    if value.endswith((".yaml", ".yml", ".json", ".sh", ".bash")) or value.startswith("-"):
+    if value.endswith((".yaml", ".yml", ".json", ".sh", ".bash")) or value.startswith(
+        ("-", "\u2013", "\u2014", "\u2212")
+    ):
+        return True
+    if not value.strip():
+        # A blank behind a backslash: the script stands on the next line.
         return True
     if console_command(case, launch) is not None or _may_be_an_argument(launch, value):
         return True

@@ -5,7 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mgpu_doctor.authoring import Case, Command, Location, Mark, Script, Source, Span, Variable, dataclass, pattern
+from mgpu_doctor.authoring import (
+    Case,
+    Command,
+    Launch,
+    Location,
+    Mark,
+    Script,
+    Source,
+    Span,
+    Variable,
+    dataclass,
+    pattern,
+)
 
 BASH = "bash 5.2.15"
 
@@ -66,6 +78,18 @@ def looks_like_option(command: Command) -> bool:
     return re.match(r"--?[A-Za-z][\w-]*(?:=|$)|\+{0,2}[A-Za-z_]\w*(?:\.\w+)+=", start) is not None
 
 
+def _lacks_target(launch: Launch) -> bool:
+    """Whether a launcher was given options but nothing to run."""
+    return any(problem.kind == "missing-target" for layer in launch.layers for problem in layer.problems)
+
+
+def _is_program(command: Command) -> bool:
+    """Whether a command that begins its line with blanks is a Python file, as the script of a launcher above is."""
+    start = command.span.start
+    shown = command.words[0].shown if command.words else ""
+    return shown.endswith(".py") and command.source.text[start - 1 : start] in (" ", "\t")
+
+
 @dataclass(frozen=True, slots=True)
 class Break:
     """A place where a launch command ends although its options go on.
@@ -90,12 +114,14 @@ class Break:
 
 def breaks(case: Case) -> Iterator[Break]:
     """Every place where options of a launch are cut off it."""
+    empty = {id(launch.command) for launch in case.launches if _lacks_target(launch)}
     for script, launches in scripts_that_mean_to_launch(case):
         heads = {id(command) for command in launches}
         commands = sorted(script.commands, key=lambda command: command.span)
         head = before = None
         for command in commands:
-            if before is not None and head is not None and looks_like_option(command):
+            belongs = looks_like_option(command) or (before is head and id(head) in empty and _is_program(command))
+            if before is not None and head is not None and belongs:
                 cause = _cause(script, before, command)
                 if cause is not None:
                     yield Break(script, head, before, command, cause)

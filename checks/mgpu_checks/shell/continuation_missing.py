@@ -32,6 +32,7 @@ RULE = Rule(
         "The shell then tries to run the first of them as a command and says `command not found`."
     ),
     bad=(
+        Example("the script stands below", "torchrun --nproc_per_node 2\n    train.py --lr 1e-4", facts=None),
         Example("one line", "torchrun --nproc_per_node 2 train.py\n  --lr 1e-4"),
         Example(
             "in the middle",
@@ -42,6 +43,7 @@ RULE = Rule(
         Example("dotted names", "python -m trainer.main \\\n  data.path=a\n  model.path=b"),
     ),
     good=(
+        Example("a program of its own", "torchrun --nproc_per_node 2 train.py\n./score.py --all", facts=None),
         Example("with backslashes", "torchrun --nproc_per_node 2 train.py \\\n  --lr 1e-4"),
         Example("another command below", "torchrun --nproc_per_node 2 train.py\nls -l"),
         Example("a list in prose below", lint=("a.sh",), files={"a.sh": "python train.py\n\n- one\n"}),
