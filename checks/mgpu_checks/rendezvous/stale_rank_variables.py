@@ -58,6 +58,11 @@ RULE = Rule(
             "FORCE_TORCHRUN=1 NNODES=2 RANK=1 MASTER_ADDR=10.4.0.13 MASTER_PORT=29511 llamafactory-cli train sft.yaml",
             facts=None,
         ),
+        Example(
+            "so does ms-swift",
+            "NNODES=2 RANK=1 MASTER_ADDR=10.4.0.13 MASTER_PORT=29511 NPROC_PER_NODE=8 swift sft --model m",
+            facts=None,
+        ),
         Example("left over in the environment", "python train.py", files=TRAINER, facts=STALE),
         Example("passed on", "accelerate launch --num_processes 1 train.py", files=TRAINER, facts=STALE),
         Example("deepspeed does not read it", "MASTER_PORT=29511 deepspeed --num_gpus 2 train.py"),
@@ -87,6 +92,10 @@ RULE = Rule(
     ),
     sources=(
         Reference("llamafactory 0.9.3, cli.py", "node_rank is NODE_RANK or 0; RANK is not read"),
+        Reference(
+            "ms-swift 2.6.1, 3.9.0, 3.12.0, 4.0.0, swift/cli/main.py get_torchrun_args()",
+            "reads NPROC_PER_NODE, MASTER_PORT, NNODES, NODE_RANK and MASTER_ADDR; RANK is not read",
+        ),
         Reference("torch 2.11.0, `MASTER_PORT=29666 torchrun --master-port 29601`", "workers get 29601", ran=True),
         Reference(
             "torch 2.13.0, distributed/rendezvous.py", "WORLD_SIZE=4 RANK=0, plain python: waits for 3 ranks", ran=True
@@ -115,12 +124,13 @@ def find(case: Case) -> Iterator[Finding]:
 
 
 def _node_rank(launch: Launch) -> Finding | None:
-    """LLaMA-Factory with RANK where it reads NODE_RANK."""
+    """LLaMA-Factory or ms-swift with RANK where they read NODE_RANK."""
     layer, command = binding_layer(launch), launch.command
     rank, nodes = command.variable("RANK"), many_nodes(launch)
     if layer is None or not layer.implied or nodes is None or rank is None:
         return None
-    if launch.layer("llamafactory-cli") is None or command.variable("NODE_RANK") is not None:
+    name = "LLaMA-Factory" if launch.layer("llamafactory-cli") is not None else "ms-swift"
+    if launch.layer("llamafactory-cli", "swift") is None or command.variable("NODE_RANK") is not None:
         return None
     at = rank.location
     if at is not None and at.source.slice(at.span).startswith("RANK="):
@@ -129,7 +139,7 @@ def _node_rank(launch: Launch) -> Finding | None:
         edit = insert(command.source, command.span.start, 'NODE_RANK="$RANK" ')
     return report(
         RULE,
-        f"LLaMA-Factory takes this node's rank from NODE_RANK, not from RANK: each of the {nodes} nodes becomes node "
+        f"{name} takes this node's rank from NODE_RANK, not from RANK: each of the {nodes} nodes becomes node "
         "0, and they never meet.",
         at or command.locate(command.words[0].span),
         fix=Fix("Set NODE_RANK", (edit,)),

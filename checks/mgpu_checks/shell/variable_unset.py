@@ -45,6 +45,11 @@ RULE = Rule(
             files={"run.sh": "OUTPUT_DIR=/out\naccelerate launch train.py --output_dir $OUPUT_DIR\n"},
         ),
         Example("unset above", "unset GPUS\ntorchrun --nproc_per_node $GPUS train.py"),
+        Example(
+            "not in the environment of a script",
+            "bash run.sh",
+            files={"run.sh": "torchrun --nproc_per_node $NPROC train.py\n"},
+        ),
         Example("not in the environment", "torchrun --nproc_per_node $NPROC train.py"),
     ),
     good=(
@@ -54,6 +59,9 @@ RULE = Rule(
         Example("in the environment", "torchrun --nproc_per_node $NPROC train.py", facts={"env": {"NPROC": "2"}}),
         Example("from the scheduler", "torchrun --nnodes $SLURM_NNODES train.py"),
         Example("nothing is known of the environment", "torchrun --nproc_per_node $NPROC train.py", facts=None),
+        Example(
+            "given to the script", "NPROC=2 bash run.sh", files={"run.sh": "torchrun --nproc_per_node $NPROC t.py\n"}
+        ),
         Example("a parameter", "bash run.sh 4", files={"run.sh": "torchrun --nproc_per_node $1 train.py\n"}),
         Example("numbered names", "CLUSTER_40GB=a\ntorchrun train.py --cluster $CLUSTER_80GB", facts=None),
         Example("nothing but more options", "python train.py $EXTRA_ARGS"),
@@ -105,9 +113,15 @@ def _in_word(case: Case, script: Script, command: Command, option: str, word: Wo
     environment = case.facts.environment
     if isinstance(environment, Unknown) or name in environment or case.mode == "lint" or _this_machine(case):
         return None
-    if command.called_from is not None or _may_be_set(script):
+    if not _is_typed_call(command) or _may_be_set(script):
         return None
     return _finding(command, word.span, name, option, "nothing sets it, and it is not in the environment", None)
+
+
+def _is_typed_call(command: Command) -> bool:
+    """Whether nothing but the known environment comes before: the command is typed, or the script that holds it is."""
+    caller = command.called_from
+    return caller is None or (caller.called_from is None and caller.source.kind == "command")
 
 
 def _this_machine(case: Case) -> bool:
