@@ -276,3 +276,14 @@ def test_words_of_an_argument_vector() -> None:
 def test_a_quick_look() -> None:
     assert mentions_launcher("x\n  accelerate launch a.py")
     assert not mentions_launcher("echo hello\nls -l")
+
+
+@pytest.mark.parametrize(
+    "run",
+    ['torchrun $OPTIONS "$SCRIPT"', 'CMD="torchrun $OPTIONS $SCRIPT"\n$CMD', 'bash -c "torchrun $OPTIONS $SCRIPT"'],
+)
+def test_a_word_is_written_as_in_the_text_that_holds_it(run: str) -> None:
+    text = 'ROOT="${ROOT:-/src}"\nIP=$(hostname -I | head -1)\nSCRIPT="${ROOT}/train.py"\n'
+    words = [word.written for word in _last(f'{text}OPTIONS="--master_addr $IP --nnodes ${{N[0]}}"\n{run}').words]
+    assert words[:-1] == ["torchrun", "--master_addr", "$IP", "--nnodes", "${N[0]}"]
+    assert words[-1] == ("$SCRIPT" if run.startswith("torchrun") else "${ROOT}/train.py")

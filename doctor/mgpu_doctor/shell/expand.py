@@ -21,6 +21,9 @@ from mgpu_doctor.shell.syntax import (
     WordNode,
 )
 
+Early = tuple[tuple[int, int, str], ...]
+"""Ranges of a text that an outer shell expands before it is read, with what is written there."""
+
 _NAME_GOES_ON = pattern(r"\w+", re.ASCII)
 MOST = 4096
 """Words and characters beyond which an expansion is left unknown (``{1..100000}``)."""
@@ -42,7 +45,7 @@ class Expander:
         self,
         excerpt: Excerpt,
         state: State,
-        early: tuple[tuple[int, int], ...] = (),
+        early: Early = (),
         assigned: Callable[[str, Bits, Location], None] | None = None,
     ) -> None:
         self.excerpt = excerpt
@@ -202,7 +205,7 @@ class Expander:
             return [bit]
         out = []
         at = part.start
-        for start, end in self.early:
+        for start, end, _written in self.early:
             if end <= at or part.end <= start:
                 continue
             if not part.exact:
@@ -217,13 +220,13 @@ class Expander:
 
     def early_bit(self, start: int, end: int, quoted: bool) -> Bit:
         """What an outer shell puts here: unknown."""
-        raw = self.excerpt.source.slice(span_of(self.excerpt, start, end))
+        written = next((text for first, last, text in self.early if first <= start < last), "")
         name = self.excerpt.text[start:end].strip("${}") or "$("
-        return Bit(None, raw or self.excerpt.text[start:end], name, quoted, self.place(start, end), False, True)
+        return Bit(None, written or self.excerpt.text[start:end], name, quoted, self.place(start, end), False, True)
 
     def is_early(self, part: Part) -> bool:
         """Whether an outer shell expands a part."""
-        return any(start <= part.start < end for start, end in self.early)
+        return any(start <= part.start < end for start, end, _written in self.early)
 
     def tilde(self, bits: list[Bit]) -> list[Bit]:
         """Bits that begin with ``~``, with the home directory in its place as far as it is known."""
@@ -387,7 +390,10 @@ class Expander:
                 place = bit.place or self.place(part.start, part.end)
                 exact = bit.exact and bit.place is not None
                 variable = bit.variable if bit.text is None else name
-                own = bit.written if bit.own is None else bit.own
+                own = bit.own
+                if own is None:
+                    # A value that is all one expansion goes by its variable's name: $IP for IP=$(hostname -I).
+                    own = self.raw(part) if len(bits) == 1 and bit.text is None else bit.written
                 group.append(Bit(bit.text, written, variable, part.quoted, place, exact, bit.early, own))
             if not bits:
                 group.append(Bit("", self.raw(part), name, part.quoted, self.place(part.start, part.end)))

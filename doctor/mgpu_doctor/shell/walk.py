@@ -12,7 +12,7 @@ from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass, field, replace
 from mgpu_doctor.model.source import Excerpt, Location, Source, Span
-from mgpu_doctor.shell.expand import Expander, brace_alternatives
+from mgpu_doctor.shell.expand import Early, Expander, brace_alternatives
 from mgpu_doctor.shell.parser import parse
 from mgpu_doctor.shell.state import Bit, Bits, Cell, FieldWord, Place, State, as_word, span_of, text_of, unknown_cell
 from mgpu_doctor.shell.syntax import (
@@ -123,7 +123,7 @@ class Walker:
         state: State,
         follow: Follow | None,
         outcome: Outcome,
-        early: tuple[tuple[int, int], ...] = (),
+        early: Early = (),
     ) -> None:
         self.excerpt = excerpt
         self.parsed = parsed
@@ -1099,13 +1099,13 @@ def join_directory(current: str | Unknown | None, step: str) -> str | Unknown | 
     return joined or None
 
 
-def compose(bits: Bits, anchor: FieldWord) -> tuple[Excerpt, tuple[tuple[int, int], ...]]:
+def compose(bits: Bits, anchor: FieldWord) -> tuple[Excerpt, Early]:
     """The text that bits hold, as an excerpt of the anchor's source, and the ranges that an outer shell expands."""
     source = anchor.excerpt.source
     outer = span_of(anchor.excerpt, anchor.start, anchor.end)
     text: list[str] = []
     anchors: list[tuple[int, int]] = []
-    early: list[tuple[int, int]] = []
+    early: list[tuple[int, int, str]] = []
     at = 0
     for bit in bits:
         if bit.text is not None:
@@ -1113,7 +1113,7 @@ def compose(bits: Bits, anchor: FieldWord) -> tuple[Excerpt, tuple[tuple[int, in
         else:
             name = bit.variable if bit.variable and _ALLOWED_NAME.fullmatch(bit.variable) else "_"
             piece = "${" + name + "}"
-            early.append((at, at + len(piece)))
+            early.append((at, at + len(piece), bit.own or bit.written))
         if not piece:
             continue
         place = bit.place
