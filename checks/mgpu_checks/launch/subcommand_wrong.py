@@ -1,4 +1,4 @@
-"""LLaMA-Factory is called with a sub-command that it does not have, or with a file made for another one."""
+"""LLaMA-Factory or accelerate is called with a sub-command that it does not have, or a file is made for another one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from mgpu_checks.launch import llamafactory_launches, replace_words, version_at_least
 from mgpu_doctor.authoring import (
     Case,
+    Command,
     ConfigFile,
+    Edit,
     Evidence,
     Example,
     Finding,
@@ -21,6 +23,7 @@ from mgpu_doctor.authoring import (
     closest,
     delete_words,
     insert,
+    replace,
     report,
 )
 
@@ -36,7 +39,8 @@ RULE = Rule(
         "`llamafactory-cli` takes its first argument for the sub-command. Since 0.9.2 it answers an unknown one with "
         "its usage and exit status 0, so that a job script goes on as if the training had succeeded. Since 0.9.4 "
         "`eval` only raises NotImplementedError. A file with training arguments is refused by `chat`, `api` and "
-        "`export`."
+        "`export`. `accelerate` starts nothing without `launch`, which must be its first argument: its parser refuses "
+        "everything else."
     ),
     bad=(
         Example("a slip of the keys", "llamafactory-cli tarin sft.yaml", files={"sft.yaml": _TRAIN}),
@@ -46,6 +50,9 @@ RULE = Rule(
             "accelerate launch --multi_gpu -m llamafactory.launcher train sft.yaml",
             files={"sft.yaml": _TRAIN},
         ),
+        Example("a slip in accelerate's", "accelerate lanuch train.py"),
+        Example("accelerate without launch", "accelerate train.py --lr 1e-4"),
+        Example("options in front of launch", "accelerate --num_processes 2 launch train.py"),
         Example("options instead of a sub-command", "llamafactory-cli --stage sft --do_train true", facts=None),
         Example(
             "eval in a release that dropped it",
@@ -62,6 +69,9 @@ RULE = Rule(
     good=(
         Example("train", "llamafactory-cli train sft.yaml", files={"sft.yaml": _TRAIN}),
         Example("the short name", "lmf version"),
+        Example("accelerate's others", "accelerate config\naccelerate env\naccelerate to-fsdp2 --config_file a.yaml"),
+        Example("accelerate's help", "accelerate --help"),
+        Example("another program of that name", "accelerate world --fast"),
         Example(
             "eval where it still works",
             "llamafactory-cli eval ev.yaml",
@@ -78,6 +88,11 @@ RULE = Rule(
         Example("nothing at all prints the usage", "llamafactory-cli"),
     ),
     sources=(
+        Reference(
+            "accelerate 1.7.0 and 1.15.0, `accelerate lauch x.py`, `accelerate --num_processes 2 launch x.py`",
+            "invalid choice: 'lauch'; invalid choice: '2'",
+            ran=True,
+        ),
         Reference("llamafactory 0.9.5, llamafactory-cli chta", "usage text, status 0", ran=True),
         Reference(
             "llamafactory 0.7.1, 0.8.3, 0.9.1 cli.py main()",
@@ -128,11 +143,21 @@ _MEANT = {
 
 _ENDINGS = (".yaml", ".yml", ".json")
 
+_ACCELERATE = frozenset(
+    {"config", "env", "estimate-memory", "launch", "merge-weights", "test", "to-fsdp2", "tpu-config"}
+)
+"""The sub-commands of accelerate 1.15.0; earlier releases have fewer."""
+
+_MEANT_LAUNCH = frozenset({"run", "start", "train", "exec"})
+
 
 def find(case: Case) -> Iterator[Finding]:
     """One finding for each call of LLaMA-Factory with a wrong sub-command, or with one where none belongs."""
     for launch in case.launches:
         yield from _superfluous(launch)
+    for command in case.commands:
+        if command.name == "accelerate" and len(command.words) > 1:
+            yield from _of_accelerate(command)
     for launch, layer in llamafactory_launches(case):
         if launch.command.variable("USE_V1") is not None:
             continue
@@ -146,6 +171,35 @@ def find(case: Case) -> Iterator[Finding]:
             yield _eval(launch, layer)
         else:
             yield from _file(launch, given)
+
+
+def _of_accelerate(command: Command) -> Iterator[Finding]:
+    """What stands behind `accelerate` where `launch` belongs."""
+    word = command.words[1]
+    given, source = word.value, command.source
+    if given is None or given in _ACCELERATE:
+        return
+    edits: tuple[Edit, ...] = ()
+    if given.startswith("-"):
+        later = next((other for other in command.words[2:] if other.value == "launch"), None)
+        if later is None or given in {"-h", "--help"}:
+            return
+        message = f"accelerate's sub-command comes first: its parser refuses {given} in front of launch."
+        title = "put launch directly behind accelerate"
+        if word.origin is None and later.origin is None:
+            edits = (insert(source, word.span.start, "launch "), delete_words(source, later.span))
+    elif given.endswith(".py"):
+        message = f"accelerate has no sub-command {given}: a script is started by accelerate launch."
+        title = "put launch behind accelerate"
+        edits = (insert(source, word.span.start, "launch "),) if word.origin is None else ()
+    else:
+        near = ("launch",) if given in _MEANT_LAUNCH else closest(given, _ACCELERATE, 1)
+        if not near:
+            return
+        message = f"accelerate has no sub-command {given}: its parser stops there."
+        title = f"did you mean {near[0]}?"
+        edits = (replace(source, word.span, near[0]),) if word.origin is None else ()
+    yield report(RULE, message, command.locate(word.span), fix=Fix(title, edits))
 
 
 def _superfluous(launch: Launch) -> Iterator[Finding]:
