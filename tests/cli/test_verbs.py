@@ -263,6 +263,8 @@ def test_new_check_writes_a_check_whose_examples_hold(run: Run, tmp_path: Path) 
         ),
         ("torchrun --nproc-per-node 2 --rdzv-endpoint $HOST:29700 train.py", ["torchrun"], None, "train.py", 2, 29700),
         ("mpirun -n 16 python train.py", ["mpirun", "python"], [["-n", "16"], []], "train.py", 16, None),
+        ("CUDA_VISIBLE_DEVICES=0 bash -x eval.sh a", ["bash"], [["-x"]], "eval.sh", 1, None),
+        ("srun -n 2 bash eval.sh", ["srun", "bash"], [["-n", "2"], []], "eval.sh", 2, None),
     ],
 )
 def test_commands_in_json_are_as_written(
@@ -283,3 +285,14 @@ def test_commands_in_json_are_as_written(
     assert found["target"] == target
     assert (found["nproc"], found["port"]) == (nproc, port)
     assert (found["line_start"], found["line_end"]) == (2, 2)
+
+
+def test_a_command_kept_in_a_variable_stands_where_it_is_run(run: Run, tmp_path: Path) -> None:
+    text = (
+        "RUN='torchrun --nproc-per-node 2 \\\n  train.py'\n"
+        'srun -N 2 bash -c "$RUN --lr 1"\nsrun -N 2 \\\n  bash -c "torchrun a.py"\n'
+    )
+    (tmp_path / "a.sh").write_text(text)
+    done = run("lint", "--format", "json", "--show-commands", "--fail-on", "never", "a.sh")
+    commands = json.loads(done.stdout)["commands"]
+    assert [(found["line_start"], found["line_end"]) for found in commands] == [(3, 3), (4, 5)]

@@ -239,9 +239,14 @@ def _starts_work(layer: Layer) -> bool:
 
 
 def _is_shell_script(depth: _Depth, context: Context) -> bool:
-    """``CUDA_VISIBLE_DEVICES=0 bash eval.sh``: what the script launches gets these variables."""
+    """``CUDA_VISIBLE_DEVICES=0 bash eval.sh``: what the script launches gets these variables.
+
+    ``srun bash run.sh`` starts the script once for each task.
+    """
     if len(depth.rest) < 2 or program_name(depth.rest[0]) not in _SHELLS:
         return False
+    if any(layer.launcher in ("srun", "mpirun") for layer in depth.layers):
+        return True
     names = {variable.name for variable in context.command.environment if variable.scope == "prefix"}
     return bool(names & _LAUNCH_VARIABLES)
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mgpu_doctor import __version__
-from mgpu_doctor.model.command import Variable, Word
+from mgpu_doctor.model.command import Command, Variable, Word
 from mgpu_doctor.model.finding import Evidence, Finding, Fix, OutcomeKind
 from mgpu_doctor.model.known import Setting, Unknown
 from mgpu_doctor.model.launch import Launch, Layer, Option, VisibleDevices
 from mgpu_doctor.model.report import Report
-from mgpu_doctor.model.source import Location
+from mgpu_doctor.model.source import Location, Span
 from mgpu_doctor.render.clean import is_private, mask
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _COUNT_OPTIONS = ("nproc_per_node", "num_processes", "num_gpus", "ntasks", "np",
 _PORT_OPTIONS = ("main_process_port", "master_port")
 _COUNT_VARIABLES = ("NPROC_PER_NODE",)
 _PORT_VARIABLES = ("MASTER_PORT",)
+_SHELLS = frozenset({"bash", "sh", "zsh"})
 
 
 def dump(document: Mapping[str, Any], *, pretty: bool = False) -> str:
@@ -148,17 +149,28 @@ def launch_document(launch: Launch) -> dict[str, Any]:
     written, quotes removed and variables unexpanded. ``nproc`` and ``port`` are as written too
     when a word gives them, numbers otherwise, null when unknown.
     """
-    source, span = launch.command.source, launch.command.span
+    source, span = launch.command.source, _span(launch.command)
     typed = [layer for layer in launch.layers if not layer.implied]
+    names = [layer.launcher for layer in typed]
+    commands = [_words(layer.command_words) for layer in typed]
+    arguments = [_words(layer.argument_words) for layer in typed]
+    target, rest = _target(launch), _words(launch.target.argument_words)
+    script = next((number for number, word in enumerate(rest) if not word.startswith("-")), None)
+    if isinstance(target, dict) and target.get("command") in _SHELLS and script is not None:
+        # ``bash run.sh``: the shell starts the script as an interpreter does.
+        names.append(str(target["command"]))
+        commands.append([str(target["command"])])
+        arguments.append(rest[:script])
+        target, rest = rest[script], rest[script + 1 :]
     return {
         "path": source.name,
         "line_start": source.position(span.start).line,
         "line_end": source.position(max(span.start, span.end - 1)).line,
-        "launcher": [layer.launcher for layer in typed],
-        "launcher_cmd": [_words(layer.command_words) for layer in typed],
-        "launcher_args": [_words(layer.argument_words) for layer in typed],
-        "target": _target(launch),
-        "target_args": _words(launch.target.argument_words),
+        "launcher": names,
+        "launcher_cmd": commands,
+        "launcher_args": arguments,
+        "target": target,
+        "target_args": rest,
         "framework": launch.target.framework,
         "env": {
             v.name: _value(v) for v in launch.command.environment if v.scope != "inherited" and v.value is not None
@@ -178,6 +190,14 @@ def launch_document(launch: Launch) -> dict[str, Any]:
         "layers": [_layer(layer) for layer in launch.layers],
         "notes": list(launch.notes),
     }
+
+
+def _span(command: Command) -> Span:
+    """Where a command is run: with the wrapper in front of it; where the wrapper is when its text was set above."""
+    if not command.wrappers:
+        return command.span
+    start = command.wrappers[0].span.start
+    return Span(start, max(command.span.end, command.wrappers[-1].span.end))
 
 
 def _words(words: Iterable[Word]) -> list[str]:
