@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.pattern import pattern
+from mgpu_doctor.model.record import replace
 from mgpu_doctor.model.source import Excerpt, Location
 from mgpu_doctor.shell.arithmetic import evaluate
 from mgpu_doctor.shell.state import Bit, Bits, Cell, FieldWord, Place, State, span_of, text_of
@@ -118,7 +119,7 @@ class Expander:
                         current.append(bit)
                         exists = True
                     elif self.custom_separator(bit.text):
-                        current.append(bit._replace(text=None))
+                        current.append(replace(bit, text=None))
                         exists = splits = True
                     else:
                         for position, piece in enumerate(split_bit(bit)):
@@ -141,7 +142,7 @@ class Expander:
             shown = self.globbed(tuple(bits))
             if many:
                 shown = tuple(
-                    bit._replace(written=bit.own if bit.text is None else bit.text)
+                    replace(bit, written=bit.own if bit.text is None else bit.text)
                     if bit.variable and bit.own is not None
                     else bit
                     for bit in shown
@@ -241,7 +242,7 @@ class Expander:
         text = home.text if home is not None else None
         if text is None and end == 1 and self.state.inherits("HOME"):
             text = self.inherited("HOME")
-        place = None if first.place is None else first.place._replace(end=first.place.start + end)
+        place = None if first.place is None else replace(first.place, end=first.place.start + end)
         return [Bit(text, first.text[:end], "HOME", True, place), *rest, *bits[1:]]
 
     def expansion(self, part: Part) -> list[Bits]:
@@ -439,7 +440,7 @@ class Expander:
             flat = tuple(bit for group in result for bit in group)
             self.assigned(part.name, flat, Location(self.excerpt.source, span_of(self.excerpt, part.start, part.end)))
             # The variable's new value is what is expanded, so quotes in the word no longer protect it.
-            result = [tuple(bit._replace(quoted=part.quoted) for bit in group) for group in result]
+            result = [tuple(replace(bit, quoted=part.quoted) for bit in group) for group in result]
         return result
 
     def never_set(self, name: str) -> bool:
@@ -455,15 +456,15 @@ class Expander:
         for piece in part.arguments[0] if part.arguments else ():
             if isinstance(piece, Literal):
                 out.extend(
-                    bit._replace(variable=bit.variable or part.name, quoted=piece.quoted or part.quoted)
+                    replace(bit, variable=bit.variable or part.name, quoted=piece.quoted or part.quoted)
                     for bit in self.literals(piece)
                 )
             else:
                 out.extend(self.joined(self.expansion(piece), piece))
         if not out:
             return self.labelled(part, [])
-        first = out[0]._replace(written=self.raw(part))
-        return [(first, *(bit._replace(written="") for bit in out[1:]))]
+        first = replace(out[0], written=self.raw(part))
+        return [(first, *(replace(bit, written="") for bit in out[1:]))]
 
     def result(self, part: Parameter, text: str | None, source: Bits = ()) -> Bits:
         """A computed text; its place is where the text that it was made from was written."""
@@ -575,7 +576,7 @@ class Expander:
             # A pattern that begins like an option matches no file that anybody has.
             return bits
         return tuple(
-            bit._replace(text=None, variable=bit.variable or "*")
+            replace(bit, text=None, variable=bit.variable or "*")
             if bit.text and not bit.quoted and _GLOB.search(bit.text)
             else bit
             for bit in bits
@@ -593,8 +594,8 @@ def _cut(bit: Bit, start: int, end: int) -> Bit:
     text = bit.text[start:end]
     place = bit.place
     if bit.exact and place is not None:
-        place = place._replace(start=place.start + start, end=place.start + end)
-    return bit._replace(text=text, written=text, place=place)
+        place = replace(place, start=place.start + start, end=place.start + end)
+    return replace(bit, text=text, written=text, place=place)
 
 
 def split_bit(bit: Bit) -> list[Bit | None]:
@@ -786,9 +787,9 @@ def _joined_units(units: list[_Unit]) -> tuple[Part, ...]:
         elif isinstance(last, Literal) and not last.quoted and last.exact and unit.exact and last.end == unit.start:
             out[-1] = Literal(last.text + unit.text, last.start, unit.end)
         elif isinstance(last, Parameter) and _open_ended(last) and (more := _NAME_GOES_ON.match(unit.text)):
-            out[-1] = last._replace(name=last.name + more.group())
+            out[-1] = replace(last, name=last.name + more.group())
             if more.end() < len(unit.text):
-                out.append(unit._replace(text=unit.text[more.end() :], exact=False))
+                out.append(replace(unit, text=unit.text[more.end() :], exact=False))
         else:
             out.append(unit)
     return tuple(out)

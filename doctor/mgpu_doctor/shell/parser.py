@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from mgpu_doctor.model.pattern import pattern
+from mgpu_doctor.model.record import replace
 from mgpu_doctor.shell.syntax import (
     Arithmetic,
     ArrayNode,
@@ -158,7 +159,7 @@ class _Parser:
                 self.pos += 1
         elif text.startswith("&", at):
             self.pos += 1
-            item = item._replace(background=True)
+            item = replace(item, background=True)
         return "", item
 
     def closes(self, closers: tuple[str, ...]) -> bool:

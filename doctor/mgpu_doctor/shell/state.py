@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from mgpu_doctor.model.command import Piece, Variable, Word
 from mgpu_doctor.model.known import Unknown
@@ -12,7 +11,8 @@ from mgpu_doctor.model.source import Excerpt, Location, Span
 from mgpu_doctor.shell.syntax import Function
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Place:
     """A range of an excerpt's text."""
 
     excerpt: Excerpt
@@ -33,7 +33,8 @@ def span_of(excerpt: Excerpt, start: int, end: int) -> Span:
     return Span(span.end - 1, span.start + 1)
 
 
-class Bit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Bit:
     """A part of an expanded word, with the place where its text was written.
 
     ``exact``: character ``i`` of the text stands at ``place.start + i``. ``early``: an outer
@@ -54,7 +55,8 @@ class Bit(NamedTuple):
 Bits = tuple[Bit, ...]
 
 
-class FieldWord(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class FieldWord:
     """A word after expansion, splitting and so on, with where it stands."""
 
     bits: Bits
@@ -113,7 +115,7 @@ def _origin(one: FieldWord) -> Location | None:
         return None
     if any(bit.variable is None and bit.text for bit in bits):
         return None
-    excerpt, start, end = first.place
+    excerpt, start, end = first.place.excerpt, first.place.start, first.place.end
     if excerpt is one.excerpt and one.start <= start and end <= one.end:
         return None
     for bit in bits[1:]:
@@ -123,7 +125,8 @@ def _origin(one: FieldWord) -> Location | None:
     return Location(excerpt.source, span_of(excerpt, start, end))
 
 
-class Cell(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Cell:
     """A variable. ``bits`` is None when it is known to be unset; ``items`` holds an array's elements.
 
     An array whose elements are not known has ``items`` None and an unknown bit.

@@ -6,10 +6,13 @@ not of the source it was taken from.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias, Union
+from typing import TypeAlias, Union
+
+from mgpu_doctor.model.record import dataclass
 
 
-class Literal(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Literal:
     """Text that stands for itself. ``exact``: character ``i`` stands at ``start + i``."""
 
     text: str
@@ -19,7 +22,8 @@ class Literal(NamedTuple):
     exact: bool = True
 
 
-class Parameter(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Parameter:
     """``$NAME``, ``${NAME…}``, ``$1``, ``$@`` …
 
     ``subscript`` is what stands in brackets (``@`` for ``${A[@]}``). ``operator`` is
@@ -39,7 +43,8 @@ class Parameter(NamedTuple):
     indirect: bool = False
 
 
-class Substitution(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Substitution:
     """``$(…)``, a backquoted command, or ``<(…)``: its result is unknown."""
 
     start: int
@@ -49,7 +54,8 @@ class Substitution(NamedTuple):
     body: tuple[Item, ...] = ()
 
 
-class Arithmetic(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
     """``$((expression))``."""
 
     expression: str
@@ -58,7 +64,8 @@ class Arithmetic(NamedTuple):
     quoted: bool = False
 
 
-class Placeholder(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Placeholder:
     """``<path to model>``: what documents write where the reader puts something."""
 
     start: int
@@ -69,7 +76,8 @@ class Placeholder(NamedTuple):
 Part: TypeAlias = Union[Literal, Parameter, Substitution, Arithmetic, Placeholder]  # noqa: UP007 - evaluated
 
 
-class WordNode(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class WordNode:
     """One word before expansion."""
 
     parts: tuple[Part, ...]
@@ -77,7 +85,8 @@ class WordNode(NamedTuple):
     end: int
 
 
-class ArrayNode(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ArrayNode:
     """``( … )`` behind ``NAME=``: words with their index as written, None for the next one."""
 
     items: tuple[tuple[str | None, WordNode], ...]
@@ -85,7 +94,8 @@ class ArrayNode(NamedTuple):
     end: int
 
 
-class Assignment(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Assignment:
     """``NAME=value``, ``NAME+=value``, ``NAME[i]=value``, ``NAME=( … )``."""
 
     name: str
@@ -96,7 +106,8 @@ class Assignment(NamedTuple):
     end: int
 
 
-class Here(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Here:
     """A here-document's body. ``parts`` holds its expansions unless the delimiter was quoted."""
 
     parts: tuple[Part, ...]
@@ -104,7 +115,8 @@ class Here(NamedTuple):
     end: int
 
 
-class RedirectNode(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RedirectNode:
     """A redirection; ``here`` is the number of its here-document in :attr:`Parsed.heres`."""
 
     operator: str
@@ -114,7 +126,8 @@ class RedirectNode(NamedTuple):
     here: int | None = None
 
 
-class Simple(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Simple:
     """A simple command: ``lead`` (``time``), assignments, words, redirections.
 
     ``words`` may hold assignments where a declaration builtin (``export``, ``declare`` …) takes them.
@@ -128,7 +141,8 @@ class Simple(NamedTuple):
     end: int
 
 
-class Compound(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Compound:
     """A compound command.
 
     ``kind``: ``subshell``, ``group``, ``for``, ``select``, ``while``, ``until``, ``if``,
@@ -147,7 +161,8 @@ class Compound(NamedTuple):
     expression: str = ""
 
 
-class Function(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Function:
     """A function's definition."""
 
     name: str
@@ -159,7 +174,8 @@ class Function(NamedTuple):
 Node: TypeAlias = Union[Simple, Compound, Function]  # noqa: UP007 - evaluated
 
 
-class Item(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Item:
     """A pipeline in a list. ``joined`` is the operator before it: empty, ``&&`` or ``||``."""
 
     joined: str
@@ -168,7 +184,8 @@ class Item(NamedTuple):
     negated: bool = False
 
 
-class RawMark(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RawMark:
     """A lexical event, see :class:`mgpu_doctor.model.command.Mark`."""
 
     kind: str
@@ -177,7 +194,8 @@ class RawMark(NamedTuple):
     detail: str = ""
 
 
-class Trouble(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Trouble:
     """A place where the shell would refuse the text. ``sure`` is False where it may be our own shortcoming."""
 
     message: str
@@ -186,7 +204,8 @@ class Trouble(NamedTuple):
     sure: bool = True
 
 
-class Parsed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Parsed:
     """A whole text."""
 
     items: tuple[Item, ...]

@@ -501,7 +501,7 @@ class Walker:
         value = node.value
         if declared:
             # An argument of a builtin: braces are expanded, and of several assignments the last one counts.
-            value = value._replace(parts=brace_alternatives(value.parts)[-1])
+            value = replace(value, parts=brace_alternatives(value.parts)[-1])
         bits = self.expander().value(value)
         if node.subscript is not None:
             self.element_assignment(node, old, bits, location)
@@ -866,7 +866,7 @@ class Walker:
             cell = unknown_cell(name, None, exported=exported)
         scope = "export" if exported else "assignment"
         variable = replace(cell.variable, scope=scope)
-        self.state.cells[name] = cell._replace(exported=exported, variable=variable)
+        self.state.cells[name] = replace(cell, exported=exported, variable=variable)
         if exported:
             self.outcome.assignments.append(variable)
 
@@ -889,7 +889,7 @@ class Walker:
                     self.set_exported(value, exported=True)
                 elif "a" in flags and value not in self.state.cells:
                     cell = unknown_cell(value, None, exported=False)
-                    self.state.cells[value] = cell._replace(bits=None, items=None)
+                    self.state.cells[value] = replace(cell, bits=None, items=None)
                 elif local:
                     self.make_unset(value, None)
 
@@ -907,7 +907,7 @@ class Walker:
                 self.make_unset(value, self.word_location(word))
                 cell = self.state.cells[value]
                 # A child must not see an inherited one either.
-                self.state.cells[value] = cell._replace(exported=True)
+                self.state.cells[value] = replace(cell, exported=True)
                 self.state.functions.pop(value, None)
             elif value and "[" in value:
                 self.make_unknown(value.split("[")[0])
@@ -979,8 +979,8 @@ class Walker:
         if not bits or all(bit.text is None for bit in bits) or context.depth >= DEEPEST_CALL:
             self.state.opaque = True
             return
-        anchor = words[1]._replace(
-            end=max(words[-1].end, words[1].end) if words[-1].excerpt is words[1].excerpt else words[1].end
+        anchor = replace(
+            words[1], end=max(words[-1].end, words[1].end) if words[-1].excerpt is words[1].excerpt else words[1].end
         )
         frame = Frame(0, 0, (), command.redirects, (*command.wrappers, Wrapper("eval", command.words[:1])), None)
         self.outcome.commands.remove(command)
@@ -1053,7 +1053,7 @@ _BUILTINS: Mapping[str, _Handler] = {
     "getopts": lambda walker, words, _declared, _command, _context: walker.read(words),
     "let": lambda walker, words, _declared, _command, _context: walker.read(
         [
-            word._replace(bits=(Bit(name, name),))
+            replace(word, bits=(Bit(name, name),))
             for word in words
             for name in re.findall(r"[A-Za-z_]\w*", word.value or "")
         ]

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from mgpu_doctor.model.pattern import pattern
+from mgpu_doctor.model.record import dataclass, replace
 from mgpu_doctor.shell.state import FieldWord
 
 _ASSIGNED = pattern(r"[A-Za-z_]\w*=", re.ASCII)
 
 
-class Effect(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Effect:
     """A change of the environment: ``set`` and ``unset`` a name, ``clear`` it, ``cut`` off all but ``kept`` names.
 
     For ``set`` the value begins at ``offset`` in ``word``'s text; a bare name passes the caller's value on.
@@ -31,7 +32,8 @@ class Effect(NamedTuple):
     offset: int = 0
 
 
-class Peeled(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Peeled:
     """A wrapper in front of a command.
 
     ``own`` counts its words; ``text`` is the index of a word that holds shell text, when it starts
@@ -50,7 +52,8 @@ class Peeled(NamedTuple):
     remote: bool = False
 
 
-class Options(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Options:
     """A wrapper's options and operands.
 
     ``values`` take the next word; ``skip`` counts operands before the command; ``assignments``
@@ -438,12 +441,12 @@ def _tail(word: FieldWord, offset: int) -> FieldWord:
                 continue
             place = bit.place
             if place is not None and bit.exact:
-                place = place._replace(start=place.start + taken)
-            bit = bit._replace(text=text[taken:], written=text[taken:], place=place)  # noqa: PLW2901 - the rest of the word
+                place = replace(place, start=place.start + taken)
+            bit = replace(bit, text=text[taken:], written=text[taken:], place=place)  # noqa: PLW2901 - the rest of the word
         bits.append(bit)
     place = bits[0].place if bits else None
     start = place.start if place is not None and place.excerpt is word.excerpt else word.start
-    return word._replace(bits=tuple(bits), start=min(start, word.end))
+    return replace(word, bits=tuple(bits), start=min(start, word.end))
 
 
 def tail(word: FieldWord, offset: int) -> FieldWord:
