@@ -36,7 +36,25 @@ INTERACTIVE_COMMANDS = frozenset({"chat", "webchat", "webui", "api"})
 LLAMAFACTORY_COMMANDS = frozenset({"llamafactory-cli", "lmf"})
 
 OTHER_COMMANDS = frozenset(
-    {"axolotl", "bash", "lm-eval", "lm_eval", "megatron", "py.test", "pytest", "sh", "swift", "trl", "tune", "vllm"}
+    {
+        "axolotl",
+        "bash",
+        "fairseq-generate",
+        "fairseq-train",
+        "lightning",
+        "litgpt",
+        "lm-eval",
+        "lm_eval",
+        "megatron",
+        "py.test",
+        "pytest",
+        "sh",
+        "swift",
+        "trl",
+        "tune",
+        "vllm",
+        "xtuner",
+    }
 )
 """Further console commands that people put behind a launcher."""
 

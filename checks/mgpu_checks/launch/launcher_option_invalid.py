@@ -57,6 +57,7 @@ RULE = Rule(
         Example("a switch with a word behind it", "accelerate launch --multi_gpu True train.py"),
         Example("nodes that are no range", "torchrun --nnodes 1-2 --nproc_per_node 8 train.py"),
         Example("a slot that is no number", "deepspeed --include localhost:0,one train.py"),
+        Example("a port that is the script", "deepspeed --master_port train.py --lr 1", facts=None),
         Example("no precision of any release", "accelerate launch --mixed_precision fp32 train.py", facts=None),
     ),
     good=(
@@ -115,7 +116,7 @@ def find(case: Case) -> Iterator[Finding]:
         settled = is_certain(layer) or problem.suggestions or problem.flag in _SETTLED
         if problem.kind == "invalid-choice" and not settled:
             continue
-        if _is_stand_in(launch, problem) or _is_a_port(problem):
+        if _is_stand_in(launch, problem) or _is_a_port(launch, problem):
             continue
         yield report(
             RULE,
@@ -143,9 +144,11 @@ def _is_stand_in(launch: Launch, problem: ParseProblem) -> bool:
     return problem.kind == "missing-value" and source.text[problem.span.end :].lstrip(" \t").startswith("<")
 
 
-def _is_a_port(problem: ParseProblem) -> bool:
-    """Whether the value should be a port: what is no number there has a rule of its own."""
-    return problem.kind == "invalid-value" and (problem.flag or "").replace("-", "_").endswith("_port")
+def _is_a_port(launch: Launch, problem: ParseProblem) -> bool:
+    """Whether the value should be a port: what is no number there has a rule of its own, but for a script."""
+    if problem.kind != "invalid-value" or launch.command.source.slice(problem.span).endswith(".py"):
+        return False
+    return (problem.flag or "").replace("-", "_").endswith("_port")
 
 
 def _no_script(case: Case, launch: Launch, layer: Layer, problem: ParseProblem) -> Iterator[Finding]:

@@ -181,6 +181,9 @@ def find(case: Case) -> Iterator[Finding]:
         if nodes is None or address is None or address[0].value is None:
             continue
         word, option = address
+        if word.origin is None and not is_typed(launch.command, option):
+            # Nobody wrote it: an implied torchrun's default, for the rule about a rendezvous that is missing.
+            continue
         host = host_of(word.value or "", option)
         reason, edit = _fault(case, launch, host, word, option)
         if reason is not None:

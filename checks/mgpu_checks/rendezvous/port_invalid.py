@@ -83,8 +83,8 @@ def find(case: Case) -> Iterator[Finding]:
     for launch in case.launches:
         given = _given(launch)
         reason = _reason(given.text, launch) if given is not None else None
-        if given is None or reason is None or given.text in {"...", "\u2026"}:
-            # Dots are left from a document: a placeholder (MGD121).
+        if given is None or reason is None or given.text in {"...", "\u2026"} or given.text.endswith(".py"):
+            # Dots are left from a document (MGD121), and a script is there because the value is missing (MGD108).
             continue
         free = free_port(case)
         edit = port_edit(launch, free)

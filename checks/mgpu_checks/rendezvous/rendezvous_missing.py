@@ -50,6 +50,11 @@ RULE = Rule(
         "chooses a port of its own."
     ),
     bad=(
+        Example(
+            "a rank in a variable, but no address",
+            "FORCE_TORCHRUN=1 NNODES=2 NODE_RANK=1 llamafactory-cli train a.yaml",
+            facts=None,
+        ),
         Example("a node rank, no address", "torchrun --nnodes 2 --node_rank 0 --nproc_per_node 8 train.py", facts=None),
         Example("a known environment", "torchrun --nnodes=2 --nproc_per_node=8 train.py"),
         Example(
@@ -77,6 +82,11 @@ RULE = Rule(
         Example("deepspeed without a hostfile", "deepspeed --num_nodes 2 --num_gpus 8 train.py", facts=None),
     ),
     good=(
+        Example(
+            "a rank of the platform",
+            "FORCE_TORCHRUN=1 NNODES=2 NODE_RANK=$RANK llamafactory-cli train a.yaml",
+            facts=None,
+        ),
         Example("the platform may set PET_ variables", "torchrun --nnodes=2 --nproc_per_node=8 train.py", facts=None),
         Example(
             "the platform sets PET_ variables",
@@ -290,6 +300,11 @@ def _of_variables(case: Case, launch: Launch, nodes: int) -> Finding | None:
     # ms-swift leaves the port to torchrun, whose default is the same on every node.
     names = ("MASTER_ADDR", "MASTER_PORT") if launch.layer("llamafactory-cli") is not None else ("MASTER_ADDR",)
     reached = {name: inherits(case, command, name) for name in names}
+    rank = command.variable("NODE_RANK")
+    written = rank is not None and rank.location is not None and rank.value is not None and rank.value.is_literal
+    if isinstance(reached["MASTER_ADDR"], Unknown) and written:
+        # Whoever writes a node's rank down does not leave the address to a platform.
+        reached["MASTER_ADDR"] = False
     missing = [name for name in names if reached[name] is False]
     if not missing and isinstance(reached.get("MASTER_PORT"), Unknown) and reached["MASTER_ADDR"] is True:
         # Whoever writes the address down does not leave the port to a platform.
