@@ -161,7 +161,7 @@ def _finding(case: Case, launch: Launch, ranks: int, devices: int, every: bool) 
     return report(
         RULE,
         f"{ranks} processes start{node}, but {where}: {ranks - devices} of them "
-        f"{'get' if ranks - devices > 1 else 'gets'} no GPU of their own.",
+        f"{'get no GPU of their own' if ranks - devices > 1 else 'gets no GPU of its own'}.",
         place,
         evidence=evidence,
         fix=fix,
