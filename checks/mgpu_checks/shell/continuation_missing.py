@@ -40,6 +40,11 @@ RULE = Rule(
             files={"run.sh": "accelerate launch train.py \\\n    --a 1\n    --b 2 \\\n    --c 3\n    --d 4\n"},
         ),
         Example("two backslashes", "torchrun --nproc_per_node 2 train.py \\\\\n  --lr 1e-4"),
+        Example(
+            "options left out in a document",
+            lint=("a.md",),
+            files={"a.md": "```bash\ntorchrun train.py \\\n    --lr 1 \\\n    ...\n    --epochs 3\n```\n"},
+        ),
         Example("dotted names", "python -m trainer.main \\\n  data.path=a\n  model.path=b"),
     ),
     good=(
@@ -47,11 +52,6 @@ RULE = Rule(
         Example("with backslashes", "torchrun --nproc_per_node 2 train.py \\\n  --lr 1e-4"),
         Example("another command below", "torchrun --nproc_per_node 2 train.py\nls -l"),
         Example("a list in prose below", lint=("a.sh",), files={"a.sh": "python train.py\n\n- one\n"}),
-        Example(
-            "options left out in a document",
-            lint=("a.md",),
-            files={"a.md": "```bash\ntorchrun train.py \\\n    --lr 1 \\\n    ...\n    --epochs 3\n```\n"},
-        ),
         Example("not under a launch", lint=("a.sh",), files={"a.sh": "python train.py\necho x\n--lr 1\n"}),
     ),
     sources=(Reference(BASH, "`echo a` newline `--b`: prints a, then `--b: command not found`", ran=True),),
@@ -64,15 +64,10 @@ def find(case: Case) -> Iterator[Finding]:
     """Breaks at a plain newline, one finding for each launch."""
     groups: dict[int, list[Break]] = {}
     for one in breaks(case):
-        if one.cause == "newline" and not _leaves_out(one):
+        if one.cause == "newline":
             groups.setdefault(id(one.head), []).append(one)
     for group in groups.values():
         yield _finding(group)
-
-
-def _leaves_out(one: Break) -> bool:
-    """Whether the line above is ``...``: a document leaves options out there."""
-    return one.before.words[-1].shown in {"...", "…"}
 
 
 def _finding(group: list[Break]) -> Finding:
@@ -80,6 +75,7 @@ def _finding(group: list[Break]) -> Finding:
     first = one.fragment.words[0]
     rest = len(group) - 1
     more = f" (and {rest} more line{'s' * (rest > 1)})" if rest else ""
+    left_out = any(other.before.words[-1].shown in {"...", "…"} for other in group)
     doubled = _is_doubled(one)
     what = "two backslashes, which are one that is an argument" if doubled else "no backslash"
     return report(
@@ -87,6 +83,8 @@ def _finding(group: list[Break]) -> Finding:
         f"`{first.shown}`{more} does not belong to {one.head.words[0].shown}: "
         f"the line above has {what}, so the command ends there.",
         one.fragment.locate(one.fragment.span),
+        # Where a document leaves options out, the reader writes this line anew.
+        severity=Severity.WARNING if left_out else None,
         related=[Evidence("and here", other.fragment.locate(other.fragment.span)) for other in group[1:6]],
         fix=Fix(
             f"end the line above with {'one' if doubled else 'a'} backslash",
