@@ -138,9 +138,16 @@ def find(case: Case) -> Iterator[Finding]:
     """Launcher options among the script's arguments."""
     for launch in case.launches:
         layers = typed_layers(launch)
+        if _is_no_script(launch.target.value):
+            continue
         if not layers or layers[-1] is not _innermost(launch) or launch.target.kind not in {"script", "module"}:
             continue
         yield from _behind(case, launch, layers[-1])
+
+
+def _is_no_script(value: str | None) -> bool:
+    """Whether a stray word stands where the script is looked for: a value behind a switch, or a typographic dash."""
+    return value is not None and (value.lower() in {"true", "false"} or value[:1] in {"\u2013", "\u2014", "\u2212"})
 
 
 def _innermost(launch: Launch) -> Layer | None:

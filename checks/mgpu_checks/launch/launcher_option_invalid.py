@@ -116,7 +116,7 @@ def find(case: Case) -> Iterator[Finding]:
         settled = is_certain(layer) or problem.suggestions or problem.flag in _SETTLED
         if problem.kind == "invalid-choice" and not settled:
             continue
-        if _is_stand_in(launch, problem) or _is_a_port(launch, problem):
+        if _is_stand_in(launch, problem) or _is_of_another_rule(launch, problem):
             continue
         yield report(
             RULE,
@@ -144,8 +144,11 @@ def _is_stand_in(launch: Launch, problem: ParseProblem) -> bool:
     return problem.kind == "missing-value" and source.text[problem.span.end :].lstrip(" \t").startswith("<")
 
 
-def _is_a_port(launch: Launch, problem: ParseProblem) -> bool:
-    """Whether the value should be a port: what is no number there has a rule of its own, but for a script."""
+def _is_of_another_rule(launch: Launch, problem: ParseProblem) -> bool:
+    """Whether the value should be a port, or is two joined words: both have rules of their own."""
+    if "\\\n" in launch.command.source.slice(problem.span):
+        # Two words that a backslash without a blank has joined (MGD808).
+        return True
     if problem.kind != "invalid-value" or launch.command.source.slice(problem.span).endswith(".py"):
         return False
     return (problem.flag or "").replace("-", "_").endswith("_port")

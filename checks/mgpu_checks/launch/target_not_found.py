@@ -129,6 +129,10 @@ _FILE_ENDINGS = (
 _MOST_DIRECTORIES = 40
 
 
+_STOPPING = frozenset({"missing-value", "invalid-value"})
+"""What stops a launcher's parser, so that the word which it would take for the script may be none."""
+
+
 def find(case: Case) -> Iterator[Finding]:
     """One finding for each file of a launch that is not there."""
     for launch in case.launches:
@@ -162,11 +166,7 @@ def _script_of_a_shell(case: Case) -> Iterator[Finding]:
 def _target(case: Case, launch: Launch) -> Iterator[Finding]:
     target = launch.target
     value, word = target.value, target.word
-    if (
-        value is None
-        or word is None
-        or any(p.kind == "missing-value" for layer in launch.layers for p in layer.problems)
-    ):
+    if value is None or word is None or any(p.kind in _STOPPING for layer in launch.layers for p in layer.problems):
         return
     if target.kind == "script" and _is_dotted_module(value):
         if target.exists is not True:
@@ -186,8 +186,8 @@ def _belongs_to_another_rule(case: Case, launch: Launch, value: str) -> bool:
         ("-", "\u2013", "\u2014", "\u2212")
     ):
         return True
-    if not value.strip():
-        # A blank behind a backslash: the script stands on the next line.
+    if not value.strip() or value.lower() in {"true", "false", "yes", "no"}:
+        # A blank behind a backslash: the script stands on the next line. Or a value behind a switch.
         return True
     if console_command(case, launch) is not None or _may_be_an_argument(launch, value):
         return True

@@ -304,6 +304,8 @@ def _missing(case: Case, launch: Launch) -> Finding | None:
     nodes, layer = many_nodes(launch), binding_layer(launch)
     if nodes is None or layer is None or layer.opaque is not None or layer.implied or _rank_option(launch) is not None:
         return None
+    if any(problem.kind == "missing-value" for problem in layer.problems):
+        return None
     if is_torchrun(layer):
         return _missing_under_torchrun(case, launch, layer, nodes)
     if layer.launcher == "accelerate" and layer.config is None and launch.node_rank.origin.kind == "default":
