@@ -20,7 +20,7 @@ def test_fences_in_a_shell_language(language: str) -> None:
     assert _texts(f"a\n```{language}\ntorchrun a.py\n```\nb\n") == ["torchrun a.py"]
 
 
-@pytest.mark.parametrize("language", ["python", "yaml", "json", "diff", "powershell"])
+@pytest.mark.parametrize("language", ["yaml", "json", "diff", "powershell"])
 def test_fences_in_another_language(language: str) -> None:
     assert _texts(f"```{language}\ntorchrun a.py\n```\n") == []
 
@@ -29,6 +29,29 @@ def test_fences_without_a_language_need_a_launch() -> None:
     assert _texts("```\naccelerate launch a.py\n```\n") == ["accelerate launch a.py"]
     assert _texts("```\nRun python to see.\n```\n") == []
     assert _texts("```\nimport torch\npython a.py\n```\n") == []
+
+
+def test_a_fence_is_called_python_and_holds_a_command() -> None:
+    assert _texts("```python\n# two GPUs\nA=1 \\\nswift sft \\\n  --x 1\n```\n") == [
+        "# two GPUs\nA=1 \\\nswift sft \\\n  --x 1"
+    ]
+    assert _texts("```py\ndeepspeed --num_gpus 1 a.py\n```\n") == ["deepspeed --num_gpus 1 a.py"]
+    assert _texts("```python\n!torchrun a.py\nx = 1\n```\n") == ["torchrun a.py"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "deepspeed = build(1)",
+        "swift = Swift(...)\nprint swift",
+        "import torch\ntorchrun a.py",
+        "x = 1",
+        "composer - 1",
+        "if x\n    python (1)",
+    ],
+)
+def test_python_stays_python(text: str) -> None:
+    assert _texts(f"```python\n{text}\n```\n") == []
 
 
 def test_prompts_in_a_transcript() -> None:

@@ -37,7 +37,12 @@ SHELL_LANGUAGES = frozenset(
         "sbatch",
     }
 )
+CELL_LANGUAGES = frozenset({"python", "python3", "py", "ipython", "ipython3", "jupyter"})
+"""Languages of a notebook's cells, in which lines with ``!`` go to a shell."""
+
 PLAIN_LANGUAGES = frozenset({"", "text", "txt", "plain", "plaintext", "none", "code", "default", "raw"})
+
+PYTHON_LANGUAGES = frozenset({"python", "py", "python3"})
 
 _FENCE = pattern(
     r"(?P<before>(?:[ \t]*>)*[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*)(?P<fence>`{3,}|~{3,})(?P<info>[^\n]*)"
@@ -76,8 +81,9 @@ class Line(NamedTuple):
 def excerpts(source: Source) -> tuple[Excerpt, ...]:
     """The shell texts in a document, in order.
 
-    Blocks in a shell language are taken as they are; blocks without a language, and inline code, only
-    when they begin like a launch command. In a transcript the lines with a prompt and their continuations are taken.
+    Blocks in a shell language are taken as they are; blocks without a language, or called Python that
+    they are not, and inline code, only when they begin like a launch command. In a transcript the
+    lines with a prompt and their continuations are taken.
     """
     found = list(_rst_blocks(source) if source.kind == "rst" else _markdown_blocks(source))
     return tuple(sorted(found, key=lambda excerpt: excerpt.anchors[0][1]))
@@ -216,6 +222,16 @@ def _block(source: Source, lines: list[Line], language: str) -> Iterator[Excerpt
         if not _begins_like_a_launch(lines):
             return
         console = any(_PROMPT.match(line.text) for line in lines)
+    elif language in PYTHON_LANGUAGES:
+        # Some documents call every block Python.
+        if not _begins_like_a_launch(lines) or _is_python(lines):
+            return
+        console = any(_PROMPT.match(line.text) for line in lines)
+    elif language in CELL_LANGUAGES:
+        lines = [line for line in lines if line.text.startswith("!")]
+        if not _begins_like_a_launch(lines):
+            return
+        console = True
     else:
         return
     if console:
@@ -235,6 +251,25 @@ def _begins_like_a_launch(lines: Sequence[Line]) -> bool:
                 re.match(r"(?:import |from \w+ import|def |class |Traceback )", other.text) for other in lines
             )
     return False
+
+
+def _is_python(lines: Sequence[Line]) -> bool:
+    """Whether a block that holds a line like a launch command is Python all the same (``deepspeed = 2``)."""
+    import ast
+    import textwrap
+    import warnings
+
+    if any(re.match(r"\s*" + _LAUNCHER + r"[ \t]*[=,:.(\[)]", line.text) for line in lines):
+        return True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            ast.parse(textwrap.dedent("\n".join(line.text for line in lines)))
+        except (SyntaxError, ValueError):
+            return False
+        except (RecursionError, MemoryError):
+            return True
+    return True
 
 
 def _typed(lines: Sequence[Line]) -> list[Line]:
