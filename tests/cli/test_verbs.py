@@ -175,7 +175,9 @@ def test_bad_input_is_named_with_its_place(arguments: tuple[str, ...], place: st
     before = sorted(path.name for path in tmp_path.iterdir())
     done = run(*arguments)
     assert done.returncode == 2
-    assert place in done.stdout + done.stderr
+    assert place in done.stderr
+    assert "nothing found" not in done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) <= 2, "one line, and perhaps a hint"
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mgpu_doctor.cli.output import chosen_format, emit_json, emit_lines, emit_rich
 from mgpu_doctor.cli.verb import Given
 from mgpu_doctor.diagnose import Request, diagnose
-from mgpu_doctor.errors import UsageError
+from mgpu_doctor.errors import InputError, UsageError
 from mgpu_doctor.mend import mended
 from mgpu_doctor.model.finding import Finding
 from mgpu_doctor.model.record import dataclass
@@ -45,11 +45,20 @@ def conclude(mode: str, given: Given, **request: Any) -> int:
     }
     _check_names(registry, shared["select"] + shared["ignore"])
     report = diagnose(Request(**shared, **request), registry)
+    if not report.case.sources and chosen_format(given.text("format")) in ("plain", "rich"):
+        _refuse_unread(report)
     correction = None
     if request.get("command") is not None or request.get("argv"):
         correction = _correct(report, registry, shared)
     show(report, correction, given)
     return report.exit_code
+
+
+def _refuse_unread(report: Report) -> None:
+    """End with what is wrong where not one of the given files could be read: "nothing found" would mislead."""
+    unreadable = [problem.message for problem in report.problems if problem.kind == "input"]
+    if unreadable:
+        raise InputError("; ".join(unreadable))
 
 
 def show(report: Report, correction: Correction | None, given: Given) -> None:
