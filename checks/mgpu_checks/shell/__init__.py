@@ -65,6 +65,21 @@ def scripts_that_mean_to_launch(case: Case) -> Iterator[tuple[Script, tuple[Comm
             yield script, tuple(commands)
 
 
+def region_of(script: Script) -> tuple[str, int]:
+    """The source's own lines from which a script was read, prompts included, and the offset where they begin."""
+    excerpt = script.excerpt
+    text = script.source.text
+    if not excerpt.text:
+        return "", 0
+    start = line_start(script.source, excerpt.locate(0, 1).start)
+    end = line_end(script.source, excerpt.locate(len(excerpt.text) - 1, len(excerpt.text)).start)
+    if script.source.kind == "markdown":
+        # Magics stand above the first line of a block that goes to a shell.
+        fence = max(text.rfind("```", 0, start), text.rfind("~~~", 0, start))
+        start = min(start, line_end(script.source, fence) + 1) if fence >= 0 else start
+    return text[start:end], start
+
+
 def marks_of(script: Script, kind: str) -> tuple[Mark, ...]:
     """The marks of one kind."""
     return tuple(mark for mark in script.marks if mark.kind == kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from mgpu_checks.shell import region_of
 from mgpu_doctor.authoring import (
     Case,
     Example,
@@ -35,6 +36,8 @@ RULE = Rule(
         Example("a directory", "!cd work\n!torchrun --nproc_per_node 2 train.py"),
         Example("a variable", "!export CUDA_VISIBLE_DEVICES=0,1\n!python train.py"),
         Example("set alone", "!CUDA_VISIBLE_DEVICES=0,1\n!python train.py"),
+        Example("in a document", lint=("a.md",), files={"a.md": "```\n!cd work\n!torchrun train.py\n```\n"}),
+        Example("in a cell", lint=("a.md",), files={"a.md": "```python\nx = 1\n!cd work\n!torchrun train.py\n```\n"}),
     ),
     good=(
         Example("on one line", "!cd work && torchrun --nproc_per_node 2 train.py"),
@@ -57,16 +60,15 @@ def find(case: Case) -> Iterator[Finding]:
     """``!`` lines that set something, above a ``!`` line that launches."""
     launching = {id(launch.command) for launch in case.launches}
     for script in case.scripts:
-        text = script.excerpt.text
+        text, offset = region_of(script)
         if "!" not in text:
             continue
         last = max(
             (c.span.start for c in script.commands if id(c) in launching and _is_banged(script, c.span)), default=-1
         )
         for match in _LINE.finditer(text):
-            span = script.excerpt.locate(match.start(), match.end())
-            if span.start < last:
-                yield _finding(script, match)
+            if offset + match.start() < last:
+                yield _finding(script, match, offset)
 
 
 def _is_banged(script: Script, span: Span) -> bool:
@@ -75,9 +77,9 @@ def _is_banged(script: Script, span: Span) -> bool:
     return text[start : span.end].lstrip().startswith("!")
 
 
-def _finding(script: Script, match: re.Match[str]) -> Finding:
+def _finding(script: Script, match: re.Match[str], offset: int) -> Finding:
     start = match.start() + match.group().index("!")
-    span = script.excerpt.locate(start, match.end())
+    span = Span(offset + start, offset + match.end())
     if match.group(1):
         what, new = f"the directory {match.group(2)}", f"%cd {match.group(2)}"
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mgpu_checks.shell import BASH, is_knob
+from mgpu_checks.shell import BASH, is_knob, region_of
 from mgpu_doctor.authoring import (
     Case,
     Command,
@@ -17,11 +17,13 @@ from mgpu_doctor.authoring import (
     Location,
     Reference,
     Rule,
+    Script,
     Severity,
     Source,
     Span,
     Variable,
     Word,
+    pattern,
     replace,
     report,
 )
@@ -44,8 +46,15 @@ RULE = Rule(
         Example("quotes inside quotes", "export HF_ENDPOINT=\"'https://example.org'\"\npython train.py"),
         Example("escaped quotes", 'MASTER_ADDR=\\"10.0.0.1\\" torchrun --nnodes 2 train.py'),
         Example("for a container", "docker run --gpus all -e 'NCCL_SOCKET_IFNAME=\"eth0\"' img python train.py"),
+        Example(
+            "a magic in a document",
+            lint=("a.md",),
+            files={"a.md": "```\n%env NCCL_SOCKET_IFNAME='eth0'\n!torchrun train.py\n```\n"},
+        ),
+        Example("IPython's %env", '%env CUDA_VISIBLE_DEVICES="0,1"\n!torchrun --nproc_per_node 2 train.py', facts=None),
     ),
     good=(
+        Example("IPython's %env without any", "%env CUDA_VISIBLE_DEVICES=0,1\n!torchrun --nproc_per_node 2 train.py"),
         Example("an array keeps words apart", 'ARGS=(--lr 1 --note "two words")\ntorchrun train.py "${ARGS[@]}"'),
         Example("eval removes them", "ARGS=\"--note 'two words'\"\neval torchrun train.py $ARGS"),
         Example("JSON", 'python train.py --config \'{"a": "b"}\''),
@@ -54,6 +63,7 @@ RULE = Rule(
         Example("an apostrophe", 'python train.py --note "it\'s"'),
     ),
     sources=(
+        Reference("IPython 8.37, core/magics/osm.py set_env()", "os.environ[var] = val, the rest of the line"),
         Reference(BASH, "`A=\"x 'y z'\"; printf '<%s>' $A` prints <x><'y><z'>", ran=True),
         Reference(BASH, "`A=\"'x'\" printenv A` prints 'x' with its quotation marks", ran=True),
     ),
@@ -61,9 +71,33 @@ RULE = Rule(
 )
 
 
+_MAGIC = pattern(
+    r"""^[ \t]*%(?:env|set_env)[ \t]+([A-Za-z_]\w*)(?:=|[ \t]+)(?P<value>"[^"\n]*"|'[^'\n]*')[ \t]*$""", re.MULTILINE
+)
+"""IPython's way to set a variable, which takes the rest of the line as it is."""
+
+
+def _in_magic(script: Script, last: int) -> Iterator[Finding]:
+    """``%env NAME="value"`` above a launch in a notebook."""
+    text, offset = region_of(script)
+    for match in _MAGIC.finditer(text) if "%" in text else ():
+        span = Span(offset + match.start("value"), offset + match.end("value"))
+        if span.start < last:
+            yield report(
+                RULE,
+                f"%env keeps the quotation marks: {match.group(1)} becomes {match.group('value')} with them.",
+                Location(script.source, span),
+                fix=Fix("write it without them", (replace(script.source, span, match.group("value")[1:-1]),)),
+            )
+
+
 def find(case: Case) -> Iterator[Finding]:
     """Values with quotation marks in launches and their environment."""
     seen: set[Location] = set()
+    launching = {id(launch.command): launch.command for launch in case.launches}
+    for script in case.scripts:
+        starts = [command.span.start for command in script.commands if id(command) in launching]
+        yield from _in_magic(script, max(starts, default=-1))
     for launch in case.launches:
         command = launch.command
         yield from _in_words(command)
