@@ -64,11 +64,12 @@ show mgpu-doctor check run.sh
 show bash run.sh
 
 title "the list of devices that CUDA reads: ours against the driver's"
+printf '%s\n' "(numbers of devices; the driver's is what cudaGetDeviceCount() answers in a fresh process)"
 for list in "0" "0,1" "1,0" "0,0" "-1" "" "0-3" " 0" "[0]" "cuda:0" "GPU-" "0,GPU-0"; do
   ours=$(mgpu-doctor explain --format json "CUDA_VISIBLE_DEVICES='$list' python3 ranks.py" | python3 -c "
 import json, sys
 found = json.load(sys.stdin)['commands'][0]
 print(len(found['devices']['value'] or []))")
-  real=$(CUDA_VISIBLE_DEVICES="$list" python3 -c "import torch; print(torch.cuda.device_count())" 2>/dev/null)
-  printf '%-12s ours %s, torch.cuda.device_count() %s\n' "'$list'" "$ours" "$real"
+  real=$(CUDA_VISIBLE_DEVICES="$list" python3 -c "import torch; print(torch._C._cuda_getDeviceCount())" 2>/dev/null)
+  printf '%-12s ours %s, the driver %s\n' "'$list'" "$ours" "$real"
 done

@@ -81,7 +81,7 @@ def find(case: Case) -> Iterator[Finding]:
             continue
         texts = []
         for one in found:
-            who = one.command if isinstance(one.command, str) else "a process"
+            who = _short(one.command) if isinstance(one.command, str) else "a process"
             pid = f" (pid {one.pid})" if isinstance(one.pid, int) else ""
             memory = f"{one.memory_gib:.1f} GiB" if isinstance(one.memory_gib, (int, float)) else "memory"
             texts.append(f"GPU {one.gpu}: {who}{pid} holds {memory}")
@@ -96,9 +96,13 @@ def find(case: Case) -> Iterator[Finding]:
             f"{texts[0].partition(': ')[2]}" + ("." if len(texts) == 1 else f", and {len(texts) - 1} more."),
             launch.visible.origin.location or launch.command.locate(launch.command.words[0].span),
             subject=None,
-            evidence=texts,
+            evidence=texts if len(texts) > 1 else (),
             fix=Fix(title),
         )
+
+
+def _short(command: str, most: int = 60) -> str:
+    return command if len(command) <= most else command[: most - 1].rstrip() + "…"
 
 
 def _much(memory: float | Unknown) -> bool:
