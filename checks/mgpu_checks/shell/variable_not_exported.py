@@ -49,6 +49,10 @@ RULE = Rule(
         Example(
             "the launcher's own variables", "NNODES=2; NODE_RANK=0; MASTER_ADDR=10.0.0.1\nllamafactory-cli train a.yaml"
         ),
+        Example(
+            "continued lines above a launch that is not continued",
+            "N=2 \\\nCUDA_VISIBLE_DEVICES=0,1 \\\nNCCL_DEBUG=INFO\ntorchrun --nproc_per_node $N train.py",
+        ),
         Example("set of another shell", "set CUDA_VISIBLE_DEVICES=0,1\npython train.py"),
     ),
     good=(
@@ -154,7 +158,7 @@ def _statement(script: Script, span: Span) -> int:
         reverse=True,
     )
     for other in others:
-        if other.end < start and not text[other.end : start].strip(" \t"):
+        if other.end < start and not text[other.end : start].replace("\\\n", " ").strip(" \t"):
             start = other.start
     return start
 
