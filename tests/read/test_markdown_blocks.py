@@ -37,6 +37,7 @@ def test_a_fence_is_called_python_and_holds_a_command() -> None:
     ]
     assert _texts("```py\ndeepspeed --num_gpus 1 a.py\n```\n") == ["deepspeed --num_gpus 1 a.py"]
     assert _texts("```python\n!torchrun a.py\nx = 1\n```\n") == ["torchrun a.py"]
+    assert _texts("```ipython\nimport os\n!cd b\n!torchrun \\\n  a.py\nx = 1\n```\n") == ["cd b\ntorchrun \\\n  a.py"]
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,9 @@ SHELL_LANGUAGES = frozenset(
         "sbatch",
     }
 )
-CELL_LANGUAGES = frozenset({"python", "python3", "py", "ipython", "ipython3", "jupyter"})
-"""Languages of a notebook's cells, in which lines with ``!`` go to a shell."""
-
 PLAIN_LANGUAGES = frozenset({"", "text", "txt", "plain", "plaintext", "none", "code", "default", "raw"})
 
-PYTHON_LANGUAGES = frozenset({"python", "py", "python3"})
+PYTHON_LANGUAGES = frozenset({"python", "py", "python3", "ipython", "ipython3", "jupyter"})
 
 _FENCE = pattern(
     r"(?P<before>(?:[ \t]*>)*[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*)(?P<fence>`{3,}|~{3,})(?P<info>[^\n]*)"
@@ -223,15 +220,11 @@ def _block(source: Source, lines: list[Line], language: str) -> Iterator[Excerpt
             return
         console = any(_PROMPT.match(line.text) for line in lines)
     elif language in PYTHON_LANGUAGES:
-        # Some documents call every block Python.
-        if not _begins_like_a_launch(lines) or _is_python(lines):
+        # A notebook's cell hands lines with ! to a shell; and some documents call every block Python.
+        cell = _begins_like_a_launch([line for line in lines if line.text.startswith("!")])
+        if not cell and (not _begins_like_a_launch(lines) or _is_python(lines)):
             return
-        console = any(_PROMPT.match(line.text) for line in lines)
-    elif language in CELL_LANGUAGES:
-        lines = [line for line in lines if line.text.startswith("!")]
-        if not _begins_like_a_launch(lines):
-            return
-        console = True
+        console = cell or any(_PROMPT.match(line.text) for line in lines)
     else:
         return
     if console:
