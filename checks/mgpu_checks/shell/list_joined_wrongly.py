@@ -1,4 +1,4 @@
-"""A list of devices comes out of an array or a command with blanks where commas are needed."""
+"""A list of devices or nodes comes out of an array or a command with blanks where commas are needed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mgpu_doctor.authoring import (
     Example,
     Finding,
     Fix,
+    Launch,
     Location,
     Reference,
     Rule,
@@ -27,7 +28,7 @@ RULE = Rule(
     slug="list-joined-wrongly",
     title="The list is joined by blanks",
     severity=Severity.ERROR,
-    summary="A list of devices comes out of an array or a command with blanks where commas are needed.",
+    summary="A list of devices or nodes comes out of an array or a command with blanks where commas are needed.",
     why=(
         "`${GPUS[@]}` and `${GPUS[*]}` put blanks between the elements, and `seq` puts newlines. "
         "CUDA reads the list up to the "
@@ -36,6 +37,11 @@ RULE = Rule(
     bad=(
         Example("a slice", "GPUS=(0 1 2 3)\nCUDA_VISIBLE_DEVICES=${GPUS[@]:0:2} torchrun --nproc_per_node 2 train.py"),
         Example("an array", 'GPUS=(4 5)\nexport CUDA_VISIBLE_DEVICES="${GPUS[*]}"\npython train.py'),
+        Example(
+            "names of nodes",
+            'NODES=($(scontrol show hostnames))\nsrun --nodelist="${NODES[@]:0:2}" -N 2 torchrun train.py',
+            facts=None,
+        ),
         Example("seq", "export CUDA_VISIBLE_DEVICES=$(seq 0 3)\ntorchrun --nproc_per_node 4 train.py"),
     ),
     good=(
@@ -46,6 +52,12 @@ RULE = Rule(
         Example("an array of one", 'GPUS=(0,1)\nCUDA_VISIBLE_DEVICES="${GPUS[*]}" python train.py'),
         Example("seq with a comma", "export CUDA_VISIBLE_DEVICES=$(seq -s, 0 3)\npython train.py"),
         Example("seq and paste", "export CUDA_VISIBLE_DEVICES=$(seq 0 3 | paste -sd,)\npython train.py"),
+        Example(
+            "names of nodes with commas",
+            'NODES=(a b)\nsrun --nodelist="$(IFS=,; echo "${NODES[*]}")" -N 2 python train.py',
+            facts=None,
+        ),
+        Example("one node", 'NODES=(a b)\nsrun --nodelist="${NODES[@]:0:1}" python train.py', facts=None),
         Example("another variable", 'L=(a b)\nexport NAMES="${L[*]}"\npython train.py'),
     ),
     sources=(
@@ -58,6 +70,7 @@ RULE = Rule(
 
 _LISTS = pattern(r"(?:CUDA|NVIDIA|HIP|ROCR|ASCEND_RT|ASCEND)_VISIBLE_DEVICES")
 _ARRAY = pattern(r"\"?\$\{(\w+)\[[@*]\]((?::[^{}:]+){0,2})\}\"?")
+_NODELIST = pattern(r"(?P<flag>--(?:nodelist|exclude))=\"?\$\{(?P<name>\w+)\[@\](?P<slice>(?::[^{}:]+){0,2})\}\"?")
 _SEQ = pattern(r"\$\(\s*seq((?:\s+[\w$+{}()-]+){1,3})\s*\)")
 
 
@@ -73,6 +86,26 @@ def find(case: Case) -> Iterator[Finding]:
             finding = _finding(variable, location)
             if finding is not None:
                 yield finding
+        yield from _nodes(launch, seen)
+
+
+def _nodes(launch: Launch, seen: set[Location]) -> Iterator[Finding]:
+    """``srun --nodelist="${NODES[@]}"``: the first name is srun's, the others are taken for the command."""
+    source = launch.command.source
+    for wrapper in launch.command.wrappers:
+        for word in wrapper.words if wrapper.name == "srun" else ():
+            array = _NODELIST.fullmatch(source.slice(word.span))
+            location = Location(source, word.span)
+            if array is None or array["slice"].endswith(":1") or location in seen:
+                continue
+            seen.add(location)
+            new = f'{array["flag"]}="$(IFS=,; echo "${{{array["name"]}[*]{array["slice"]}}}")"'
+            yield report(
+                RULE,
+                f"{array['flag']} gets the first of {array['name']} alone: srun takes the next one for the command.",
+                location,
+                fix=Fix(f"write {new}", (replace(source, word.span, new),), safe=True),
+            )
 
 
 def _finding(variable: Variable, location: Location) -> Finding | None:
