@@ -101,8 +101,6 @@ MOST_CHANGES = 2
 
 def is_misspelt(name: str) -> bool:
     """Whether a name can only be a slip of CUDA_VISIBLE_DEVICES."""
-    if name == "CUDA_VISIBLE":
-        return True
     if name == VISIBLE or name.upper() in READ_BY_SOMEBODY or not 14 <= len(name) <= 26:
         return False
     plain = re.sub(r"[-_]", "", name.upper())
