@@ -147,3 +147,10 @@ def test_the_case_of_a_uuid_does_not_count() -> None:
     assert gpu is not None
     assert isinstance(gpu.uuid, str)
     assert visible_devices("GPU-" + gpu.uuid[4:].upper(), HOST).physical == (2,)
+
+
+def test_a_launcher_inside_a_launcher_has_no_one_table_of_ranks() -> None:
+    found = launch("accelerate launch --num_processes 4 -m torch.distributed.run --nproc-per-node 2 t.py")
+    assert found.world_size.value == 8
+    assert isinstance(found.ranks, Unknown)
+    assert "inside a launcher" in found.ranks.reason

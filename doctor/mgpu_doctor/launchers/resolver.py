@@ -13,7 +13,7 @@ from mgpu_doctor.model.command import Command, Word
 from mgpu_doctor.model.facts import Facts
 from mgpu_doctor.model.knowledge import Knowledge
 from mgpu_doctor.model.known import Origin, Setting, Unknown
-from mgpu_doctor.model.launch import RANK_LAUNCHERS, Engine, Launch, Layer, Target, VisibleDevices
+from mgpu_doctor.model.launch import RANK_LAUNCHERS, Engine, Launch, Layer, RankPlacement, Target, VisibleDevices
 from mgpu_doctor.model.record import dataclass, replace
 from mgpu_doctor.model.workspace import Workspace
 
@@ -102,10 +102,17 @@ def _launch(depth: _Depth, target: Target, context: Context) -> Launch:
         engine,
         purpose,
         spread,
-        place_ranks(plan.processes_per_node, plan.nodes, plan.node_rank, plan.visible, context.facts),
+        _placements(layers, plan, context),
         plan.groups,
         plan.notes,
     )
+
+
+def _placements(layers: tuple[Layer, ...], plan: Plan, context: Context) -> tuple[RankPlacement, ...] | Unknown:
+    """Which rank gets which device; with a launcher inside a launcher, several jobs each count from cuda:0."""
+    if sum(layer.launcher in RANK_LAUNCHERS for layer in layers) > 1:
+        return Unknown("a launcher runs inside a launcher: each inner job counts its ranks, and its GPUs, from 0")
+    return place_ranks(plan.processes_per_node, plan.nodes, plan.node_rank, plan.visible, context.facts)
 
 
 def _outside(context: Context) -> _Depth:

@@ -336,7 +336,7 @@ def _row(rank: RankPlacement, launch: Launch, facts: Facts) -> RankRow:
     return RankRow(
         str(rank.rank),
         str(rank.node),
-        f"cuda:{rank.visible_index}" if isinstance(rank.visible_index, int) else "unknown",
+        f"cuda:{rank.visible_index}" if isinstance(rank.visible_index, int) else "no device",
         f"GPU {physical}" if isinstance(physical, int) else one_line(_entry(rank, launch)),
         one_line(name),
         one_line(short_uuid(uuid)),
@@ -346,7 +346,9 @@ def _row(rank: RankPlacement, launch: Launch, facts: Facts) -> RankRow:
 def _entry(rank: RankPlacement, launch: Launch) -> str:
     """What the visible list says about a rank's device when nvidia-smi's number for it is not known."""
     devices, index = launch.visible.known, rank.visible_index
-    if devices is None or not isinstance(index, int):
+    if not isinstance(index, int):
+        return "none"
+    if devices is None:
         return "unknown"
     if devices.all:
         return f"CUDA device {index}"
@@ -366,6 +368,6 @@ def why_unknown(launch: Launch) -> str | None:
     """Why physical devices are unknown where some are; None when all are known."""
     if isinstance(launch.ranks, Unknown):
         return None
-    reasons = (r for rank in launch.ranks for r in (rank.visible_index, rank.physical_index) if isinstance(r, Unknown))
-    reason = next(reasons, None)
+    placed = (rank.physical_index for rank in launch.ranks if isinstance(rank.visible_index, int))
+    reason = next((physical for physical in placed if isinstance(physical, Unknown)), None)
     return one_line(f"nvidia-smi's numbers are not known: {reason.reason}") if reason is not None else None
