@@ -287,3 +287,14 @@ def test_a_word_is_written_as_in_the_text_that_holds_it(run: str) -> None:
     words = [word.written for word in _last(f'{text}OPTIONS="--master_addr $IP --nnodes ${{N[0]}}"\n{run}').words]
     assert words[:-1] == ["torchrun", "--master_addr", "$IP", "--nnodes", "${N[0]}"]
     assert words[-1] == ("$SCRIPT" if run.startswith("torchrun") else "${ROOT}/train.py")
+
+
+def test_unset_takes_the_export_away() -> None:
+    text = "export A=1\nunset A\nA=2\npython x.py\nexport A\npython y.py"
+    script = parse_shell(Excerpt.whole(Source("<command>", text, "command")))
+    first, second = (command for command in script.commands if command.name == "python")
+    assert first.variable("A") is None
+    assert first.shell_variable("A") is not None
+    found = second.variable("A")
+    assert found is not None
+    assert found.text == "2"

@@ -454,7 +454,8 @@ class Walker:
     def is_exported(self, name: str) -> bool:
         cell = self.state.cells.get(name)
         if cell is not None:
-            return cell.exported
+            # What has been unset is set anew without its export.
+            return cell.exported and cell.variable.value is not None
         return self.state.inherits(name) and not self.state.cut
 
     def variable(self, name: str, bits: Bits, location: Location | None, scope: str) -> Variable:
