@@ -67,6 +67,7 @@ def diagnose(request: Request, registry: Registry | None = None) -> Report:
         UsageError: there is nothing to look at, or it contradicts itself.
         InputError: the command, the facts file or the settings cannot be read.
     """
+    _require_directory(request.directory)
     settings = _settings(request)
     sources, unread, problems = read_sources(request)
     facts = read_facts(request, settings)
@@ -82,6 +83,17 @@ def diagnose(request: Request, registry: Registry | None = None) -> Report:
     checks = tuple(check for check in registry.checks if settings.selects(check.rule.code, check.rule.slug))
     outcomes = examine(case, checks)
     return _report(request, settings, case, outcomes, (*problems, *registry.problems), unread)
+
+
+def _require_directory(directory: str) -> None:
+    try:
+        # A working directory that has been removed still answers isdir(), but has no path any more.
+        found = os.path.isdir(os.path.abspath(directory))
+    except FileNotFoundError:
+        found = False
+    if not found:
+        where = "the working directory" if directory == "." else directory
+        raise InputError(f"{where} does not exist", hint="change to a directory that does")
 
 
 def _settings(request: Request) -> Settings:

@@ -298,3 +298,15 @@ def test_a_command_kept_in_a_variable_stands_where_it_is_run(run: Run, tmp_path:
     done = run("lint", "--format", "json", "--show-commands", "--fail-on", "never", "a.sh")
     commands = json.loads(done.stdout)["commands"]
     assert [(found["line_start"], found["line_end"]) for found in commands] == [(3, 3), (4, 5)]
+
+
+def test_a_working_directory_that_is_gone_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = (
+        f"import os, sys; os.rmdir({str(gone)!r}); sys.argv[1:] = ['explain', 'torchrun x.py', '--facts', 'none']; "
+    )
+    program += "from mgpu_doctor.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], cwd=gone, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "the working directory does not exist" in done.stderr
