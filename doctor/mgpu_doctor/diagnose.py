@@ -192,6 +192,10 @@ def _excerpts(source: Source) -> tuple[Excerpt, ...]:
         from mgpu_doctor.read.markdown import excerpts
 
         return excerpts(source)
+    if source.kind == "shell":
+        from mgpu_doctor.read import shellfile
+
+        return shellfile.excerpts(source)
     return (Excerpt.whole(source),)
 
 

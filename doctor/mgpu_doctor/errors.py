@@ -24,11 +24,3 @@ class InputError(MgpuDoctorError):
     def __init__(self, message: str, *, location: Location | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.location = location
-
-
-class PluginError(MgpuDoctorError):
-    """A third-party distribution of checks that cannot be used; ``distribution`` names it."""
-
-    def __init__(self, message: str, *, distribution: str, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.distribution = distribution

@@ -353,21 +353,6 @@ def _receiver(call: ast.Call) -> ast.expr:
     return call.func.value if isinstance(call.func, ast.Attribute) else call.func
 
 
-def _with_dashes(option: OptionSpec) -> OptionSpec:
-    """The option as accelerate's CustomArgumentParser declares it: each spelling with ``_`` also with ``-``.
-
-    accelerate 1.15.0, commands/utils.py, _StoreAction; actions other than store and store_true keep theirs.
-    """
-    if option.action not in {"store", "store_true", "store_const"}:
-        return option
-    flags: list[str] = []
-    for flag in option.flags:
-        flags.append(flag)
-        if "_" in flag[2:]:
-            flags.append(flag.replace("_", "-"))
-    return replace(option, flags=tuple(flags))
-
-
 def _custom_option(call: ast.Call, names: Names) -> OptionSpec:
     """The option as accelerate's CustomArgumentParser declares it (accelerate 1.7.0, commands/utils.py).
 

@@ -32,7 +32,6 @@ COMMANDS = frozenset({"deepspeed", "deepspeed.pt", "ds"})
 MODULES = frozenset({"deepspeed.launcher.runner", "deepspeed.launcher"})
 DEFAULT_PORT = 29500
 DEFAULT_HOSTFILE = "/job/hostfile"
-BACKENDS = frozenset({"pdsh", "openmpi", "mpich", "impi", "mvapich", "slurm"})
 FILTERS = ("include", "exclude", "num_gpus", "num_nodes")
 """Options that make the launcher drop CUDA_VISIBLE_DEVICES."""
 

@@ -17,8 +17,6 @@ from mgpu_doctor.model.launch import Layer, Option, OptionSpec, VisibleDevices
 from mgpu_doctor.model.record import replace
 from mgpu_doctor.model.source import Span
 
-MPI = frozenset({"mpirun", "mpiexec", "orterun", "mpiexec.hydra", "prterun"})
-CONTAINERS = frozenset({"docker", "podman", "nerdctl", "singularity", "apptainer", "enroot"})
 CANONICAL = {
     "mpiexec": "mpirun",
     "mpiexec.hydra": "mpirun",

@@ -49,7 +49,6 @@ class Peeled:
     arguments: int | None = None
     place: str | None = None
     directory: FieldWord | None = None
-    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +62,6 @@ class Options:
     values: frozenset[str] = frozenset()
     skip: int = 0
     assignments: bool = False
-    needs_dashes: bool = False
-    single_dash_long: bool = False
 
 
 def _names(text: str) -> frozenset[str]:
@@ -179,7 +176,7 @@ SIMPLE = {
     "rye run": Options(),
     "pipx run": Options(_names("--spec --python --pip-args --index-url --backend")),
     "dotenv run": Options(),
-    "doppler run": Options(_names("-p --project -c --config"), needs_dashes=True),
+    "doppler run": Options(_names("-p --project -c --config")),
     "nsys profile": Options(
         _names(
             "-t --trace -o --output -c --capture-range -d --duration -y --delay -s --sample -e "
@@ -600,7 +597,7 @@ def _container(
         return None
     effects = [Effect("cut"), *_given(options, ("-e", "--env"))]
     directory = next((word for flag, word in options if flag in ("-w", "--workdir")), None)
-    return Peeled(name, end, tuple(effects), place="inside a container", directory=directory, remote=True)
+    return Peeled(name, end, tuple(effects), place="inside a container", directory=directory)
 
 
 def _sudo(
@@ -629,7 +626,7 @@ def _ssh(words: Sequence[FieldWord], table: Options) -> Peeled | None:
     end, _, _ = _read(words, 1, table)
     if end >= len(words):
         return None
-    return Peeled("ssh", end, (Effect("cut"),), text=end, arguments=None, place="on another host", remote=True)
+    return Peeled("ssh", end, (Effect("cut"),), text=end, arguments=None, place="on another host")
 
 
 def _su(words: Sequence[FieldWord], table: Options) -> Peeled | None:
