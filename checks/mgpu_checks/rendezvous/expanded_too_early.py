@@ -78,7 +78,7 @@ RULE = Rule(
     ),
     sources=(
         Reference(
-            "Slurm 24.05, srun(1) OUTPUT ENVIRONMENT VARIABLES",
+            "Slurm 22.05.8, srun(1) OUTPUT ENVIRONMENT VARIABLES",
             "SLURM_PROCID, SLURM_NODEID, SLURM_LOCALID are set per task",
         ),
         Reference(

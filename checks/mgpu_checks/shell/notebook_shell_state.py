@@ -46,8 +46,8 @@ RULE = Rule(
         Example("no launch", "!cd work\n!ls"),
     ),
     sources=(
-        Reference("IPython 8.37, core/interactiveshell.py system_piped()", "every `!` line is a new process"),
-        Reference("IPython 8.37, core/magics/osm.py cd(), env()", "%cd and %env change the kernel's own process"),
+        Reference("IPython 8.12.3", "every `!` line is a new process: neither cd nor export lasts", ran=True),
+        Reference("IPython 8.12.3", "%cd and %env change the kernel's own process, quotation marks included", ran=True),
     ),
     fix="write %cd or %env",
     fixable=True,

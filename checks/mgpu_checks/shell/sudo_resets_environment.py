@@ -52,8 +52,10 @@ RULE = Rule(
         Example("nothing to lose", "sudo torchrun train.py"),
     ),
     sources=(
-        Reference("sudo 1.9.13, sudoers(5) env_reset", "on by default: the command runs in a new, minimal environment"),
-        Reference("sudo 1.9.13, sudo(8) --preserve-env=list", "keeps the named variables"),
+        Reference(
+            "sudo 1.9.13p3, Debian's sudoers", "`FOO=1 sudo cmd` drops FOO and sets PATH to secure_path", ran=True
+        ),
+        Reference("sudo 1.9.13p3", "`--preserve-env=FOO` and `sudo FOO=1 cmd` hand the variable on", ran=True),
         Reference("OpenSSH 9.2, ssh_config(5) SendEnv", "nothing but TERM is sent unless it is configured"),
     ),
     fix="sudo --preserve-env=NAME,…, or set the variables behind sudo or ssh",
