@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from mgpu_doctor.model.case import Case, Skip
 from mgpu_doctor.model.command import Command, Mark, Piece, Script, Variable, Word, Wrapper
+from mgpu_doctor.model.facts import Gpu, GpuProcess, PackageCopy, XidError
 from mgpu_doctor.model.finding import Edit, Evidence, Finding, Fix, Severity
 from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import (
@@ -26,6 +27,7 @@ from mgpu_doctor.model.launch import (
     Target,
     VisibleDevices,
 )
+from mgpu_doctor.model.observation import LinkSeen, Observation, RankSeen, StageSeen
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.program import ConfigFile, ConfigValue, Program, Seen
 from mgpu_doctor.model.record import dataclass
@@ -47,17 +49,23 @@ __all__ = [
     "Example",
     "Finding",
     "Fix",
+    "Gpu",
+    "GpuProcess",
     "Launch",
     "Layer",
+    "LinkSeen",
     "Location",
     "Mark",
+    "Observation",
     "Option",
     "OptionSpec",
     "Origin",
+    "PackageCopy",
     "ParseProblem",
     "Piece",
     "Program",
     "RankPlacement",
+    "RankSeen",
     "Reference",
     "Release",
     "Rule",
@@ -68,12 +76,14 @@ __all__ = [
     "Skip",
     "Source",
     "Span",
+    "StageSeen",
     "Target",
     "Unknown",
     "Variable",
     "VisibleDevices",
     "Word",
     "Wrapper",
+    "XidError",
     "closest",
     "dataclass",
     "delete_words",

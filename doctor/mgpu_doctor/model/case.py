@@ -14,6 +14,7 @@ from mgpu_doctor.model.source import Source
 if TYPE_CHECKING:
     from mgpu_doctor.model.facts import Facts
     from mgpu_doctor.model.knowledge import Knowledge
+    from mgpu_doctor.model.observation import Observation
     from mgpu_doctor.model.workspace import Workspace
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ class Case:
 
     ``sources`` are the texts that the user gave; ``scripts`` every shell text
     read from them or followed from them; ``launches`` what their commands would
-    do, in order. ``mode`` is ``check``, ``explain`` or ``lint``: in ``lint`` only the
+    do, in order. ``mode`` is the verb (``check``, ``explain``, ``lint``, ``probe``): in ``lint`` only the
     text is judged and nothing is known about the machine or the working directory.
     """
 
@@ -44,6 +45,8 @@ class Case:
     workspace: Workspace
     knowledge: Knowledge
     mode: str = "check"
+    observation: Observation | None = None
+    """What was seen of the job when it ran; None when nothing was run."""
 
     @property
     def commands(self) -> Iterator[Command]:

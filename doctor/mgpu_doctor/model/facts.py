@@ -25,6 +25,36 @@ class Gpu:
     pci_bus_id: str | Unknown = NOT_LOOKED
     mig: tuple[str, ...] | Unknown = NOT_LOOKED
     """UUIDs of its MIG instances; empty when MIG is off."""
+    memory_used_gib: float | Unknown = NOT_LOOKED
+    """Memory in use by anybody, the driver's own reserve left out (NVML's memory info, version 2)."""
+    mig_mode: bool | Unknown = NOT_LOOKED
+    """Whether MIG is on now; a GPU in MIG mode without instances runs nothing."""
+    mig_profiles: tuple[str, ...] | Unknown = NOT_LOOKED
+    """Profiles of the instances in ``mig``, in its order: ``1g.10gb``."""
+    compute_mode: str | Unknown = NOT_LOOKED
+    """nvidia-smi's word: ``Default``, ``Exclusive_Process``, ``Prohibited`` (``Exclusive_Thread`` in old drivers)."""
+    utilization_percent: int | Unknown = NOT_LOOKED
+    """Share of the last sampling period in which a kernel ran."""
+    temperature_c: int | Unknown = NOT_LOOKED
+    ecc_uncorrected: int | Unknown = NOT_LOOKED
+    """Uncorrectable ECC errors since the driver was loaded; Unknown too where the card has no ECC."""
+    pages_pending: bool | Unknown = NOT_LOOKED
+    """Whether pages or rows wait for a reset to be retired or remapped."""
+    remap_failed: bool | Unknown = NOT_LOOKED
+    """Whether a row could not be remapped: the card is to be replaced."""
+    clock_events: tuple[str, ...] | Unknown = NOT_LOOKED
+    """Why clocks are lowered now, in nvidia-smi's words: ``hw_thermal_slowdown``, ``sw_power_cap``, ``gpu_idle`` …"""
+    pcie_generation: int | Unknown = NOT_LOOKED
+    """Generation of its PCIe link now; an idle card lowers it."""
+    pcie_generation_max: int | Unknown = NOT_LOOKED
+    pcie_width: int | Unknown = NOT_LOOKED
+    """Lanes of its PCIe link now."""
+    pcie_width_max: int | Unknown = NOT_LOOKED
+    nvlinks: tuple[bool, ...] | Unknown = NOT_LOOKED
+    """For each NVLink port whether it is up; empty for a card without NVLink."""
+    fabric_state: str | Unknown = NOT_LOOKED
+    """How far it has been registered with the NVSwitch fabric: ``not supported``, ``not started``, ``in progress``,
+    ``completed``; a failed registration reads ``completed: `` and the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +65,29 @@ class GpuProcess:
     pid: int | Unknown
     command: str | Unknown = NOT_LOOKED
     memory_gib: float | Unknown = NOT_LOOKED
+    user: str | Unknown = NOT_LOOKED
+    """Name of its owner."""
+    alive: bool | Unknown = NOT_LOOKED
+    """Whether the process still exists (a zombie does not); Unknown where this process cannot see others."""
+    parent: int | Unknown = NOT_LOOKED
+    """Process id of its parent; 1 for an orphan."""
+
+
+@dataclass(frozen=True, slots=True)
+class XidError:
+    """A fault that the driver wrote to the kernel log: ``NVRM: Xid (PCI:0000:3b:00): 79, …``."""
+
+    pci_bus_id: str
+    code: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackageCopy:
+    """One of several copies of a distribution: its version and the directory that Python would find it in."""
+
+    version: str
+    site: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,18 +176,52 @@ class Facts:
     """Version of the CUDA compiler; None when there is none."""
     cuda_home: str | Unknown | None = NOT_LOOKED
     nvswitch: bool | Unknown = NOT_LOOKED
-    topology: object = NOT_LOOKED
-    """How GPUs are linked, as ``nvidia-smi topo`` names it (``SYS``, ``PHB``, ``NV4`` …)."""
+    topology: str | Mapping[str, str] | Unknown = NOT_LOOKED
+    """How GPUs are linked, as ``nvidia-smi topo -m`` names it (``SYS``, ``PHB``, ``NV4`` …): one word for all pairs, or
+    by pair of indices, the smaller first: ``{"0-1": "NV4"}``."""
+    peer_access: Mapping[str, str] | Unknown = NOT_LOOKED
+    """Whether GPUs can read each other's memory, by pair of indices: ``ok``, or why not in the words of
+    ``nvidia-smi topo -p2p r`` (``chipset not supported``, ``GPU not supported``, ``topology not supported``,
+    ``disabled by regkey``, ``not supported``, ``unknown``)."""
     iommu: str | Unknown = NOT_LOOKED
     pci_acs: Mapping[str, str] | Unknown = NOT_LOOKED
     """PCI bridges with access control services: ``{"0000:00:01.1": "enabled"}``."""
-    infiniband: object = NOT_LOOKED
+    infiniband: Mapping[str, str] | Unknown = NOT_LOOKED
+    """State of the first port of each InfiniBand or RoCE device: ``{"mlx5_0": "ACTIVE"}``; empty without any."""
     services: Mapping[str, str] | Unknown = NOT_LOOKED
     """System services and their state: ``{"nvidia-fabricmanager": "failed"}``."""
     fabric_manager_version: str | Unknown | None = NOT_LOOKED
     site_packages: tuple[str, ...] = ()
     """Directories that hold the interpreter's packages, on this machine; empty for any other."""
     other: Mapping[str, object] | None = None
+    nvml_error: str | Unknown | None = NOT_LOOKED
+    """Why NVML does not work on a machine that should have it, in NVML's words; None when it works."""
+    driver_module: str | Unknown | None = NOT_LOOKED
+    """Version of the loaded kernel module (/proc/driver/nvidia/version); None when none is loaded."""
+    driver_cuda: str | Unknown = NOT_LOOKED
+    """Newest CUDA version that the driver supports by itself: ``12.4``."""
+    device_nodes: tuple[str, ...] | Unknown = NOT_LOOKED
+    """The device files of GPUs that this process sees: ``/dev/nvidia0``."""
+    xid_errors: tuple[XidError, ...] | Unknown = NOT_LOOKED
+    """Faults in the kernel log since the machine was started, oldest first; Unknown without permission to read it."""
+    torch_archs: tuple[str, ...] | Unknown = NOT_LOOKED
+    """Architectures that torch was built for, in the words of ``torch.cuda.get_arch_list()``: ``sm_80``,
+    ``compute_90``."""
+    nccl_libraries: Mapping[str, str] | Unknown = NOT_LOOKED
+    """Copies of libnccl that torch could load, the one it does load first: path → version, empty where unknown."""
+    torch_nccl: str | Unknown | None = NOT_LOOKED
+    """NCCL version that the installed torch requires or bundles; None for a build without NCCL."""
+    package_copies: Mapping[str, tuple[PackageCopy, ...]] | Unknown = NOT_LOOKED
+    """Distributions found in more than one directory of the search path, in its order: the first copy is imported."""
+    cpu_count: float | Unknown = NOT_LOOKED
+    """Processors that this process may use: affinity and control group taken into account."""
+    shm_free_gib: float | Unknown = NOT_LOOKED
+    host_memory_free_gib: float | Unknown = NOT_LOOKED
+    """Memory that could be had without swapping, in GiB, within the control group's limit."""
+    scheduler: str | Unknown | None = NOT_LOOKED
+    """Whose job this process is part of: ``slurm``, ``pbs``, ``lsf``, ``kubernetes``; None outside any."""
+    hub_cache_path: str | Unknown = NOT_LOOKED
+    """Where the hub's cache lies under the variables in force."""
 
     def gpu(self, index: int) -> Gpu | None:
         """The GPU with this nvidia-smi index, None when there is no such or no inventory."""
