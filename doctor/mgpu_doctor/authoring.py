@@ -31,7 +31,7 @@ from mgpu_doctor.model.observation import LinkSeen, Observation, RankSeen, Stage
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.program import ConfigFile, ConfigValue, Program, Seen
 from mgpu_doctor.model.record import dataclass
-from mgpu_doctor.model.rule import Check, Example, Reference, Rule
+from mgpu_doctor.model.rule import Check, Example, Reference, Rule, Signature
 from mgpu_doctor.model.source import Location, Source, Span
 from mgpu_doctor.model.version import is_before, release_numbers
 
@@ -73,6 +73,7 @@ __all__ = [
     "Seen",
     "Setting",
     "Severity",
+    "Signature",
     "Skip",
     "Source",
     "Span",

@@ -26,6 +26,21 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class Signature:
+    """A line by which a failed run's output gives a cause away.
+
+    ``pattern`` is a regular expression searched in one line (colours, rank prefixes and time stamps taken off); ``where``
+    the release that prints it, and its source; ``line`` a line as it was really printed, which ``pattern`` must find.
+    ``weak`` marks a line that fits other causes too and counts only when nothing better is seen.
+    """
+
+    pattern: str
+    where: str
+    line: str
+    weak: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A command or file that the rule must name, or must leave alone.
 
@@ -40,7 +55,8 @@ class Example:
     files: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, object] | None = field(default_factory=dict)
     lint: tuple[str, ...] = ()
-    log: str | None = None
+    observation: Mapping[str, object] | None = None
+    """What a probe or a watched run saw, in the plain form of ``mgpu-doctor probe --save``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +80,8 @@ class Rule:
     fix: str | None = None
     fixable: bool = False
     """Whether firing examples that carry edits are silenced by applying them (tested)."""
+    signatures: tuple[Signature, ...] = ()
+    """What a run that died of this cause leaves in its output."""
 
 
 @dataclass(frozen=True, slots=True)
