@@ -29,8 +29,8 @@ class Reference:
 class Signature:
     """A line by which a failed run's output gives a cause away.
 
-    ``pattern`` is a regular expression searched in one line (colours, rank prefixes and time stamps taken off); ``where``
-    the release that prints it, and its source; ``line`` a line as it was really printed, which ``pattern`` must find.
+    ``pattern`` is a regular expression searched in one line (colours, rank prefixes and time stamps taken off);
+    ``where`` the release that prints it, and its source; ``line`` a line as it was really printed, which ``pattern`` must find.
     ``weak`` marks a line that fits other causes too and counts only when nothing better is seen.
     """
 
@@ -55,6 +55,8 @@ class Example:
     files: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, object] | None = field(default_factory=dict)
     lint: tuple[str, ...] = ()
+    log: str | None = None
+    """Output of a failed run."""
     observation: Mapping[str, object] | None = None
     """What a probe or a watched run saw, in the plain form of ``mgpu-doctor probe --save``."""
 
