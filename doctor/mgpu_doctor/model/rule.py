@@ -30,8 +30,8 @@ class Signature:
     """A line by which a failed run's output gives a cause away.
 
     ``pattern`` is a regular expression searched in one line (colours, rank prefixes and time stamps taken off);
-    ``where`` the release that prints it, and its source; ``line`` a line as it was really printed, which ``pattern`` must find.
-    ``weak`` marks a line that fits other causes too and counts only when nothing better is seen.
+    ``where`` the release that prints it, and its source; ``line`` a line as it was really printed, which ``pattern``
+    must find. ``weak`` marks a line that fits other causes too and counts only when nothing better is seen.
     """
 
     pattern: str
