@@ -3,24 +3,76 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mgpu_doctor.collect import facts_file
+from mgpu_doctor.collect import facts_file, facts_values
 from mgpu_doctor.collect.facts_file import SILENT, dump_facts, load_facts
 from mgpu_doctor.errors import InputError
-from mgpu_doctor.model.facts import Facts, PortHolder
+from mgpu_doctor.model.facts import (
+    Facts,
+    Gpu,
+    GpuProcess,
+    ModelInfo,
+    PackageCopy,
+    PathInfo,
+    PortHolder,
+    PythonInfo,
+    XidError,
+)
 from mgpu_doctor.model.known import Unknown
 
 PLAIN = {
     "gpus": [
         {"index": 1, "name": "NVIDIA L4", "memory_gib": 24, "uuid": "GPU-b", "compute_capability": "8.9"},
-        {"index": 0, "name": "NVIDIA L4", "memory_gib": 23.5, "compute_capability": [8, 9], "mig": ["MIG-a"]},
+        {
+            "index": 0,
+            "name": "NVIDIA L4",
+            "memory_gib": 23.5,
+            "compute_capability": [8, 9],
+            "pci_bus_id": "00000000:3B:00.0",
+            "mig_mode": "Enabled",
+            "mig_devices": [{"uuid": "MIG-a", "profile": "1g.6gb"}],
+            "memory_used_gib": 1,
+            "compute_mode": "exclusive-process",
+            "utilization_percent": 97,
+            "temperature_c": 88,
+            "ecc_uncorrected": 2,
+            "pages_pending": "Yes",
+            "remap_failed": False,
+            "clock_events": ["hw_thermal_slowdown"],
+            "pcie_generation": 1,
+            "pcie_generation_max": 4,
+            "pcie_width": 8,
+            "pcie_width_max": 16,
+            "nvlinks": [True, False],
+            "fabric_state": "completed",
+            "unknown": {"uuid": "Insufficient Permissions"},
+        },
     ],
-    "gpu_processes": [{"gpu": 0, "pid": 7, "command": "python x.py", "memory_gib": 3}],
+    "gpu_processes": [
+        {"gpu": 0, "pid": 7, "command": "python x.py", "memory_gib": 3, "user": "eve", "alive": True, "parent": 1}
+    ],
+    "nvml_error": None,
+    "driver_module": "550.54.15",
+    "driver_cuda": "12.4",
+    "device_nodes": ["/dev/nvidia0", "/dev/nvidia1"],
+    "xid_errors": [{"pci_bus_id": "0000:3b:00", "code": 79, "text": "GPU has fallen off the bus."}],
+    "torch_archs": ["sm_80", "compute_90"],
+    "torch_nccl": "2.21.5",
+    "nccl_libraries": {"/opt/e/nvidia/nccl/lib/libnccl.so.2": "2.21.5", "/usr/lib/libnccl.so.2": None},
+    "package_copies": {"Torch": [{"version": "2.4.1", "site": "/a"}, {"version": "2.3.0", "site": "/b"}]},
+    "cpu_count": 7.5,
+    "shm_free_gib": 0.03,
+    "host_memory_free_gib": 480.5,
+    "scheduler": "Slurm",
+    "hub_cache_path": "/data/hf/hub",
+    "peer_access": {"1-0": "ok"},
     "driver": "550.54.15",
     "platform": "Linux-6.1",
     "python": {"executable": "/opt/e/bin/python", "prefix": "/opt/e", "version": "3.11.4"},
@@ -34,7 +86,7 @@ PLAIN = {
     "nvcc": "12.1",
     "cuda_home": None,
     "env": {"CUDA_VISIBLE_DEVICES": "0,1", "WORLD_SIZE": 4, "GONE": None},
-    "which": {"torchrun": "/usr/bin/torchrun"},
+    "which": {"torchrun": "/usr/bin/torchrun", "deepspeed": None},
     "shebangs": {"/usr/bin/torchrun": "#!/usr/bin/python3"},
     "paths": {"/data": {"mode": "drwxr-xr-x", "free_gib": 10}},
     "ports_in_use": {"29500": {"pid": 4127, "command": "python gui.py"}, "8000": None},
@@ -45,7 +97,7 @@ PLAIN = {
     "hub_cache": ["acme/base"],
     "host_memory_gib": 512,
     "shm_gib": 0.0625,
-    "limits": {"memlock_kib": 64},
+    "limits": {"memlock_kib": "unlimited", "nofile": 1024},
     "nvswitch": True,
     "topology": "SYS",
     "iommu": "enabled",
@@ -68,7 +120,23 @@ def test_plain_form(tmp_path: Path) -> None:
     assert not isinstance(facts.gpus, Unknown)
     assert [gpu.index for gpu in facts.gpus] == [0, 1]
     assert facts.gpus[0].compute_capability == facts.gpus[1].compute_capability == (8, 9)
-    assert facts.gpus[0].uuid == SILENT
+    assert facts.gpus[1].mig_mode == SILENT
+    assert facts.gpus[0].uuid == Unknown("Insufficient Permissions")
+    assert (facts.gpus[0].mig, facts.gpus[0].mig_profiles, facts.gpus[0].mig_mode) == (("MIG-a",), ("1g.6gb",), True)
+    assert facts.gpus[0].compute_mode == "Exclusive_Process"
+    assert facts.gpus[0].nvlinks == (True, False)
+    assert facts.gpus[0].pages_pending is True
+    assert facts.gpus[0].remap_failed is False
+    assert facts.gpu_processes == (GpuProcess(0, 7, "python x.py", 3.0, "eve", alive=True, parent=1),)
+    assert facts.nvml_error is None
+    assert facts.xid_errors == (XidError("0000:3b:00", 79, "GPU has fallen off the bus."),)
+    assert facts.package_copies == {"torch": (PackageCopy("2.4.1", "/a"), PackageCopy("2.3.0", "/b"))}
+    assert facts.which == {"torchrun": "/usr/bin/torchrun", "deepspeed": None}
+    assert facts.limits == {"memlock_kib": -1, "nofile": 1024}
+    assert facts.scheduler == "slurm"
+    assert facts.peer_access == {"0-1": "ok"}
+    assert facts.infiniband == {"mlx5_0": "ACTIVE"}
+    assert facts.nccl_libraries == {"/opt/e/nvidia/nccl/lib/libnccl.so.2": "2.21.5", "/usr/lib/libnccl.so.2": ""}
     assert facts.packages == {"torch": "2.4.1+cu121", "huggingface-hub": "0.30.2"}
     assert facts.package_version("huggingface_hub") == "0.30.2"
     assert facts.torch_cuda is None
@@ -99,10 +167,152 @@ def test_round_trip(tmp_path: Path) -> None:
     assert load_facts(path) == facts
 
 
+@pytest.mark.parametrize(
+    ("key", "written", "read"),
+    [
+        ("infiniband", ["mlx5_0", "mlx5_1"], {"mlx5_0": "", "mlx5_1": ""}),
+        ("infiniband", {"mlx5_0": "4: ACTIVE", "mlx5_1": None}, {"mlx5_0": "ACTIVE", "mlx5_1": ""}),
+        ("infiniband", True, {"unnamed": ""}),
+        ("infiniband", False, {}),
+        ("iommu", True, "enabled"),
+        ("iommu", "Passthrough", "passthrough"),
+        ("topology", {"GPU1-GPU0": "NV4", "0-2": "SYS"}, {"0-1": "NV4", "0-2": "SYS"}),
+        ("peer_access", {"0-1": False, "2-1": True}, {"0-1": "not supported", "1-2": "ok"}),
+        ("nccl_libraries", ["/a/libnccl.so.2"], {"/a/libnccl.so.2": ""}),
+        ("scheduler", None, None),
+        ("driver_module", None, None),
+        ("torch_nccl", None, None),
+        ("cpu_count", None, SILENT),
+        ("container", "podman", "podman"),
+    ],
+)
+def test_forms_by_hand(tmp_path: Path, key: str, written: object, read: object) -> None:
+    facts = load_facts(write(tmp_path, {key: written}))
+    assert getattr(facts, key) == read
+    assert load_facts(write(tmp_path, dump_facts(facts))) == facts
+
+
+def test_instances_of_mig(tmp_path: Path) -> None:
+    """``mig`` says more than ``mig_devices`` where both are given; a profile that one lacks is no profile at all."""
+    both = {"mig": ["MIG-x"], "mig_devices": [{"uuid": "MIG-a", "profile": "1g.10gb"}]}
+    half = {"mig_devices": [{"uuid": "MIG-a", "profile": "1g.10gb"}, {"uuid": "MIG-b"}]}
+    facts = load_facts(write(tmp_path, {"gpus": [both, half]}))
+    assert not isinstance(facts.gpus, Unknown)
+    assert [gpu.mig for gpu in facts.gpus] == [("MIG-x",), ("MIG-a", "MIG-b")]
+    assert [gpu.mig_profiles for gpu in facts.gpus] == [("1g.10gb",), SILENT]
+
+
+def test_every_fact_has_a_key(tmp_path: Path) -> None:
+    """Whatever a record can hold, the file can say."""
+    outside = {"origin", "python", "free_ports", "site_packages", "other"}
+    assert {name for name, _ in facts_file._KEYS.values()} == {f.name for f in fields(Facts)} - outside
+    assert facts_values.GPU_KEYS.keys() == {f.name for f in fields(Gpu)} - {"index"}
+    assert facts_values.PROCESS_KEYS.keys() == {f.name for f in fields(GpuProcess)} - {"gpu"}
+    for keys, record in (
+        (facts_values.PYTHON_KEYS, PythonInfo),
+        (facts_values.PATH_KEYS, PathInfo),
+        (facts_values.MODEL_KEYS, ModelInfo),
+    ):
+        assert keys.keys() == {f.name for f in fields(record)}
+    assert facts_values.HOLDER_KEYS.keys() == {f.name for f in fields(PortHolder)} - {"port"}
+
+
+REASONS = st.text(min_size=1, max_size=12).map(Unknown)
+WORDS = st.text(max_size=8)
+NAMES = st.text("abcdefghij0123456789-", min_size=1, max_size=8)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+WHOLE = st.integers(0, 2**40)
+PAIRS = st.tuples(st.integers(0, 8), st.integers(9, 17)).map(lambda pair: "{}-{}".format(*pair))
+
+
+def record_of(made: type, /, *given_values: Any, **parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.builds(made, *given_values, **{name: part | REASONS for name, part in parts.items()})
+
+
+def tuples_of(items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(items, max_size=2).map(tuple)
+
+
+def map_of(names: st.SearchStrategy[str], items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.dictionaries(names, items, max_size=2)
+
+
+GPUS = record_of(
+    Gpu,
+    st.integers(0, 10**6),
+    **dict.fromkeys(("name", "uuid", "pci_bus_id", "fabric_state"), WORDS),
+    **dict.fromkeys(("memory_gib", "memory_used_gib"), NUMBERS),
+    **dict.fromkeys(("mig", "mig_profiles", "clock_events"), tuples_of(WORDS)),
+    **dict.fromkeys(("mig_mode", "pages_pending", "remap_failed"), st.booleans()),
+    **dict.fromkeys(("utilization_percent", "temperature_c", "ecc_uncorrected"), WHOLE),
+    **dict.fromkeys(("pcie_generation", "pcie_generation_max", "pcie_width", "pcie_width_max"), WHOLE),
+    compute_capability=st.tuples(st.integers(1, 99), st.integers(0, 9)),
+    compute_mode=st.sampled_from(["Default", "Exclusive_Process", "Prohibited", "another"]),
+    nvlinks=tuples_of(st.booleans()),
+)
+PROCESSES = record_of(
+    GpuProcess, WHOLE, pid=WHOLE, command=WORDS, memory_gib=NUMBERS, user=WORDS, alive=st.booleans(), parent=WHOLE
+)
+HOLDERS = st.builds(PortHolder, st.integers(0, 65535), pid=WHOLE | REASONS, command=WORDS | REASONS)
+ANY_FACTS = st.builds(
+    Facts,
+    python=record_of(PythonInfo, executable=WORDS, prefix=WORDS, version=WORDS),
+    free_ports=tuples_of(st.integers(0, 65535)),
+    other=st.none() | st.dictionaries(NAMES.map("x-".__add__), WORDS, min_size=1, max_size=2),
+    **{
+        name: value | REASONS
+        for names, value in (
+            ("driver driver_cuda platform hub_cache_path", WORDS),
+            ("torch_cuda nvcc cuda_home fabric_manager_version accelerate_default_config", st.none() | WORDS),
+            ("nvml_error driver_module torch_nccl container", st.none() | WORDS),
+            ("scheduler", st.none() | NAMES),
+            ("iommu", NAMES),
+            ("host_memory_gib host_memory_free_gib shm_gib shm_free_gib cpu_count", NUMBERS),
+            ("nvswitch torch_cxx11abi", st.booleans()),
+            ("packages wheels", map_of(NAMES, WORDS)),
+            ("environment", map_of(NAMES, NAMES)),
+            ("conda shebangs pci_acs services interfaces nccl_libraries", map_of(WORDS, WORDS)),
+            ("infiniband", map_of(WORDS, st.sampled_from(["ACTIVE", "DOWN", ""]))),
+            ("which", map_of(WORDS, st.none() | WORDS)),
+            ("package_requirements", map_of(NAMES, tuples_of(WORDS))),
+            ("package_copies", map_of(NAMES, tuples_of(st.builds(PackageCopy, WORDS, WORDS)))),
+            ("peer_access", map_of(PAIRS, WORDS)),
+            ("topology", WORDS | map_of(PAIRS, WORDS)),
+            ("limits", map_of(WORDS, st.integers(-1))),
+            ("reachable", map_of(WORDS, st.booleans())),
+            ("hub_cache device_nodes torch_archs", tuples_of(WORDS)),
+            ("environment_names", st.frozensets(WORDS, max_size=3)),
+            ("xid_errors", tuples_of(st.builds(XidError, WORDS, WHOLE, WORDS))),
+            ("paths", map_of(WORDS, record_of(PathInfo, mode=WORDS, kind=WORDS, free_gib=NUMBERS))),
+            ("models", map_of(WORDS, record_of(ModelInfo, parameters=NUMBERS, dtype=WORDS))),
+            ("ports_in_use", st.lists(HOLDERS, max_size=2).map(lambda found: {item.port: item for item in found})),
+            ("gpu_processes", tuples_of(PROCESSES)),
+            (
+                "gpus",
+                st.lists(GPUS, max_size=2, unique_by=lambda gpu: gpu.index).map(
+                    lambda found: tuple(sorted(found, key=lambda gpu: gpu.index))
+                ),
+            ),
+        )
+        for name in names.split()
+    },
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(ANY_FACTS)
+def test_any_facts_come_back(tmp_path_factory: pytest.TempPathFactory, facts: Facts) -> None:
+    path = write(tmp_path_factory.mktemp("facts"), dump_facts(facts))
+    assert load_facts(path) == replace(facts, origin=path)
+
+
 def test_reasons_survive(tmp_path: Path) -> None:
-    path = write(tmp_path, dump_facts(Facts(gpus=Unknown("no driver"))))
+    part = Gpu(0, ecc_uncorrected=Unknown("Not Supported"))
+    path = write(tmp_path, dump_facts(Facts(gpus=(part,), driver=Unknown("no driver"))))
     facts = load_facts(path)
-    assert facts.gpus == Unknown("no driver")
+    assert facts.driver == Unknown("no driver")
+    assert not isinstance(facts.gpus, Unknown)
+    assert facts.gpus[0].ecc_uncorrected == Unknown("Not Supported")
 
 
 def test_secrets_are_masked_when_read_and_when_written(tmp_path: Path) -> None:
@@ -136,6 +346,19 @@ def test_secrets_are_masked_when_read_and_when_written(tmp_path: Path) -> None:
         ({"network": {"hf.co": "no"}}, "network.hf.co must be true or false"),
         ({"shm_gib": True}, "shm_gib must be a number, not true or false"),
         ({"host_memory_gib": 10**400}, "too large a number"),
+        ({"gpus": [{"mig_mode": "maybe"}]}, "gpus[0].mig_mode must be true or false"),
+        ({"gpus": [{"mig_devices": [{"profile": "1g"}]}]}, "gpus[0].mig_devices[0].uuid must be text, not null"),
+        ({"gpus": [{"nvlinks": [1]}]}, "gpus[0].nvlinks[0] must be true or false"),
+        ({"gpus": [{"temperature_c": 40.5}]}, "gpus[0].temperature_c must be a whole number"),
+        ({"gpus": [{"unknown": {"uuid": 1}}]}, "gpus[0].unknown.uuid must be text"),
+        ({"gpu_processes": [{"gpu": 0, "alive": "no"}]}, "gpu_processes[0].alive must be true or false"),
+        ({"gpu_processes": [{}]}, "gpu_processes[0].gpu must be a whole number, not null"),
+        ({"xid_errors": [{"text": "x"}]}, "xid_errors[0].code must be a whole number"),
+        ({"package_copies": {"torch": [{"version": "2"}]}}, "package_copies.torch[0].site must be text"),
+        ({"topology": {"all": "SYS"}}, "topology.all: a pair of GPUs"),
+        ({"topology": ["SYS"]}, "topology must be text or an object, not a list"),
+        ({"infiniband": "mlx5_0"}, "infiniband must be an object"),
+        ({"which": {"torchrun": False}}, "which.torchrun must be text"),
     ],
 )
 def test_bad_content_is_named(tmp_path: Path, data: object, said: str) -> None:

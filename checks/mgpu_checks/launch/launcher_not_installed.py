@@ -57,6 +57,12 @@ RULE = Rule(
             "./env/bin/torchrun --nproc-per-node 2 train.py",
             files={"train.py": "import torch\n"},
         ),
+        Example(
+            "the facts say that it is not on PATH",
+            "deepspeed --num_gpus 2 train.py",
+            files={"train.py": "import torch\n"},
+            facts={"which": {"deepspeed": None, "python": "/opt/env/bin/python"}},
+        ),
     ),
     good=(
         Example(
@@ -119,9 +125,10 @@ def _judge(case: Case, launch: Launch, layer: Layer, word: Word) -> Finding | No
         which = case.facts.which
         if isinstance(which, Unknown):
             return None
-        if text not in which:
-            return _missing(case, launch, word, text)
-        path = which[text]
+        place = which.get(text)
+        if place is None:
+            return _missing(case, launch, word, text, told=text in which)
+        path = place
     mode = None if isinstance(case.facts.paths, Unknown) else case.facts.paths.get(path)
     if mode is not None and isinstance(mode.mode, str) and mode.mode.startswith("-") and "x" not in mode.mode:
         fix = Fix("Make it executable", commands=(f"chmod +x {path}",))
@@ -141,13 +148,16 @@ def _left_over(case: Case, launch: Launch, word: Word, path: str) -> Finding | N
     return _report(launch, word, message, Fix("Install it again in the environment that is active"))
 
 
-def _missing(case: Case, launch: Launch, word: Word, name: str) -> Finding | None:
-    """A command that is not on PATH; another machine's PATH is known only where its packages agree."""
+def _missing(case: Case, launch: Launch, word: Word, name: str, *, told: bool) -> Finding | None:
+    """A command that is not on PATH.
+
+    Another machine's PATH is known only where its packages agree, unless the facts name the command (``told``).
+    """
     owner = _OWNERS.get(name)
     if owner is None or isinstance(case.facts.packages, Unknown) or not case.facts.packages:
         return None
     if owner in case.facts.packages:
-        if case.facts.origin != _THIS_MACHINE:
+        if case.facts.origin != _THIS_MACHINE and not told:
             return None
         message = f"{name} is not on PATH, although {owner} {case.facts.packages[owner]} is installed"
         return _report(launch, word, message, Fix("Activate its environment, or start it as python -m …"))

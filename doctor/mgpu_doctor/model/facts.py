@@ -148,7 +148,8 @@ class Facts:
     torch_cuda: str | Unknown | None = NOT_LOOKED
     """The CUDA version torch was built for; None for a build without CUDA."""
     environment: Mapping[str, str] | Unknown = NOT_LOOKED
-    which: Mapping[str, str] | Unknown = NOT_LOOKED
+    which: Mapping[str, str | None] | Unknown = NOT_LOOKED
+    """Where commands lie on PATH; None for one that is known not to be there, absent for one not looked for."""
     shebangs: Mapping[str, str] | Unknown = NOT_LOOKED
     paths: Mapping[str, PathInfo] | Unknown = NOT_LOOKED
     ports_in_use: Mapping[int, PortHolder] | Unknown = NOT_LOOKED
