@@ -28,6 +28,7 @@ from mgpu_doctor.settings import Settings, load_settings
 from mgpu_doctor.suppress import apply_suppressions
 
 if TYPE_CHECKING:
+    from mgpu_doctor.model.device_map import DeviceMap
     from mgpu_doctor.model.knowledge import Knowledge
     from mgpu_doctor.model.workspace import Workspace
 
@@ -200,8 +201,9 @@ def _excerpts(source: Source) -> tuple[Excerpt, ...]:
 
 
 def _look_closer(facts: Facts, scripts: tuple[Script, ...], request: Request) -> Facts:
-    """Look at GPUs, packages and the rest of this machine only when there is a command to judge by them."""
-    if facts.origin != THIS_MACHINE or not any(script.commands for script in scripts):
+    """Look at the rest of this machine when it is what was asked about, or a command is to be judged by it."""
+    about_machine = request.mode == "check" and not (request.files or request.text is not None)
+    if facts.origin != THIS_MACHINE or not (about_machine or any(script.commands for script in scripts)):
         return facts
     from mgpu_doctor.collect.machine import this_machine
 
@@ -258,7 +260,18 @@ def _report(
         (*problems, *bad_comments),
         unread,
         settings.fail_on,
+        _device_maps(case),
     )
+
+
+def _device_maps(case: Case) -> tuple[DeviceMap, ...]:
+    """Which GPU is which, for each launch or for the machine as it is."""
+    if case.mode == "lint" or isinstance(case.facts.gpus, Unknown):
+        return ()
+    from mgpu_doctor.launchers.device_map import map_devices
+
+    found = [map_devices(case.facts, launch) for launch in case.launches or (None,)]
+    return tuple(one for one in found if not isinstance(one, Unknown))
 
 
 def _ignored(settings: Settings, finding: Finding) -> bool:
@@ -279,5 +292,5 @@ def _each_once(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 def _order(finding: Finding) -> tuple[object, ...]:
     if finding.location is None:
-        return (finding.severity.rank, "", 0, finding.code)
-    return (finding.severity.rank, finding.location.source.name, finding.location.span.start, finding.code)
+        return (finding.severity.rank, 1, "", 0, finding.code)
+    return (finding.severity.rank, 0, finding.location.source.name, finding.location.span.start, finding.code)

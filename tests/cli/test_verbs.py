@@ -143,7 +143,9 @@ def test_facts_from_a_file_name_the_physical_gpus(run: Run, tmp_path: Path) -> N
     (command,) = json.loads(done.stdout)["commands"]
     assert [rank["physical_index"] for rank in command["ranks"]] == [4, 5]
     text = run("explain", "--facts", "node.json", "--format", "rich", GOOD).stdout
-    assert "GPU 5" in text
+    row = next(line.split() for line in text.splitlines() if "cuda:1" in line)
+    assert row[0] == "5"
+    assert row[-2:] == ["cuda:1", "1"]
     assert "GPU-00000005" in text
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgpu_doctor.cli.output import chosen_format, emit_json, emit_lines, emit_rich
 from mgpu_doctor.cli.verb import Given
+from mgpu_doctor.cli.waiting import waiting
 from mgpu_doctor.diagnose import Request, diagnose
 from mgpu_doctor.errors import InputError, UsageError
 from mgpu_doctor.mend import mended
@@ -44,7 +45,8 @@ def conclude(mode: str, given: Given, **request: Any) -> int:
         "python": given.text("python"),
     }
     _check_names(registry, shared["select"] + shared["ignore"])
-    report = diagnose(Request(**shared, **request), registry)
+    with waiting("looking at this machine" if shared["facts"] is None and mode != "lint" else "reading"):
+        report = diagnose(Request(**shared, **request), registry)
     if not report.case.sources and chosen_format(given.text("format")) in ("plain", "rich"):
         _refuse_unread(report)
     correction = None

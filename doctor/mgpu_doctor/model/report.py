@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mgpu_doctor.model.case import Case
+from mgpu_doctor.model.device_map import DeviceMap
 from mgpu_doctor.model.finding import Finding, Outcome, OutcomeKind, Severity
 from mgpu_doctor.model.record import dataclass
 
@@ -33,8 +34,8 @@ class Problem:
 class Report:
     """All that one diagnosis found, ready to be shown.
 
-    ``findings`` are sorted: worst first, then by place. ``outcomes`` has one
-    entry for every check that was selected. ``unread`` names files that were
+    ``findings`` are sorted: worst first, what stands in the command before what holds for the machine, then by
+    place. ``outcomes`` has one entry for every check that was selected. ``unread`` names files that were
     given but hold no kind of text that is read.
     """
 
@@ -46,6 +47,9 @@ class Report:
     problems: tuple[Problem, ...] = ()
     unread: tuple[str, ...] = ()
     fail_on: str = "error"
+    maps: tuple[DeviceMap, ...] = ()
+    """Which GPU is which: one map for each launch, in their order, or one for the machine when nothing is launched;
+    empty where the GPUs are not known."""
 
     def outcomes_of(self, kind: OutcomeKind) -> tuple[Outcome, ...]:
         """The outcomes in one of the four states."""

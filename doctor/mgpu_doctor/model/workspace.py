@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.model_folder import ModelFolder, Storage
 from mgpu_doctor.model.program import ConfigFile, Program
 from mgpu_doctor.model.source import Source
 
@@ -34,4 +35,12 @@ class Workspace(Protocol):
 
     def config(self, path: str, role: str, directory: str | Unknown | None = None) -> ConfigFile:
         """A YAML or JSON file in a role; never raises, says in the result what is wrong."""
+        ...
+
+    def model_folder(self, path: str, directory: str | Unknown | None = None) -> ModelFolder | Unknown:
+        """What lies in a model's folder; Unknown when it is none, or cannot be looked at."""
+        ...
+
+    def storage(self, path: str, directory: str | Unknown | None = None) -> Storage | Unknown:
+        """Where something would be written to, whether that is allowed and what is free there."""
         ...

@@ -11,12 +11,15 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from mgpu_doctor.model.device_map import DeviceMap
 from mgpu_doctor.model.finding import Evidence, Finding, Fix, Severity
 from mgpu_doctor.model.report import Report
 from mgpu_doctor.model.rule import Check
 from mgpu_doctor.model.source import Location
 from mgpu_doctor.render.clean import one_line, shown
+from mgpu_doctor.render.devices import DeviceWords, device_words, map_note, mixed
 from mgpu_doctor.render.excerpt import excerpt
+from mgpu_doctor.render.machine import machine_lines
 from mgpu_doctor.render.plain import verdict_on
 from mgpu_doctor.render.story import Story, basis, tell, why_unknown
 from mgpu_doctor.render.summary import (
@@ -27,13 +30,18 @@ from mgpu_doctor.render.summary import (
     in_reading_order,
     incomplete_lines,
     place,
+    searched,
     skipped_by_reason,
+    states_line,
 )
 
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.ADVICE: "cyan"}
 _ROLES = {"launches": "green", "courier": "dim", "computes": "bold magenta"}
 _WIDE = 64
 """Terminal columns from which GPU models and UUIDs have room."""
+
+_MAP_WIDE = 100
+"""Terminal columns from which the map of the GPUs has room for PCI addresses."""
 
 _TABLE = 90
 """Terminal columns from which the catalogue has room for a table."""
@@ -45,10 +53,10 @@ def print_explanation(
     console: Console, report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()
 ) -> None:
     """What would run, what is wrong with it, and the corrected command."""
-    for launch in report.case.launches:
-        _print_story(
-            console, tell(launch, report.case.facts), why_unknown(launch), alone=len(report.case.launches) == 1
-        )
+    alone = len(report.case.launches) == 1
+    for number, launch in enumerate(report.case.launches):
+        devices = report.maps[number] if number < len(report.maps) else None
+        _print_story(console, tell(launch, report.case.facts), why_unknown(launch), devices, alone=alone)
     if not report.case.launches:
         console.print(Text("No launch command is recognised in this text.", "yellow"))
         console.print()
@@ -61,9 +69,11 @@ def print_explanation(
 def print_check(
     console: Console, report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()
 ) -> None:
-    """How each family of checks went, then the findings, worst first."""
+    """The machine, how each family of checks went, then the findings, worst first."""
+    _print_machine(console, report)
+    if len(report.maps) == 1 and report.maps[0].rows:
+        _print_map(console, report.maps[0])
     _print_families(console, family_rows(report))
-    _print_basis(console, report)
     _print_findings(console, report)
     _print_skipped(console, report)
     if corrected is not None:
@@ -78,7 +88,7 @@ def print_lint(console: Console, report: Report) -> None:
 def print_commands(console: Console, report: Report) -> None:
     """The commands that were recognised, and what they would do."""
     for launch in report.case.launches:
-        _print_story(console, tell(launch, report.case.facts), why_unknown(launch), alone=False)
+        _print_story(console, tell(launch, report.case.facts), why_unknown(launch), None, alone=False)
 
 
 def print_rules(console: Console, checks: Iterable[Check]) -> None:
@@ -106,7 +116,7 @@ def _heading(title: str) -> Text:
     return Text(title, "bold")
 
 
-def _print_story(console: Console, story: Story, why: str | None, *, alone: bool) -> None:
+def _print_story(console: Console, story: Story, why: str | None, devices: DeviceMap | None, *, alone: bool) -> None:
     console.print(_heading("What would run" if alone else f"What would run at {story.place}"))
     console.print(Padding(_layers(story), (0, 0, 0, 2)))
     console.print()
@@ -122,7 +132,10 @@ def _print_story(console: Console, story: Story, why: str | None, *, alone: bool
         facts.add_row("note", Text(note))
     console.print(Padding(facts, (0, 0, 0, 2)))
     console.print()
-    _print_ranks(console, story, why)
+    if devices is not None and devices.rows and story.no_ranks is None and not story.several_nodes:
+        _print_map(console, devices)
+    else:
+        _print_ranks(console, story, why)
 
 
 def _layers(story: Story) -> RenderableType:
@@ -165,6 +178,55 @@ def _print_ranks(console: Console, story: Story, why: str | None) -> None:
     console.print()
 
 
+def _print_map(console: Console, devices: DeviceMap) -> None:
+    """Which GPU is which; what a narrow terminal has no room for is left out."""
+    rows = device_words(devices)
+    columns: list[tuple[str, str, str]] = [("GPU", "number", "bold")]
+    if console.width >= _MAP_WIDE or (mixed(devices) and console.width >= _WIDE):
+        columns.append(("model", "model", ""))
+    if console.width >= _WIDE:
+        columns.append(("UUID", "uuid", "dim"))
+    if console.width >= _MAP_WIDE:
+        columns += [("PCI", "pci", "dim"), ("CUDA", "cuda", "")]
+    columns.append(("visible", "visible", ""))
+    if any(row.ranks for row in rows):
+        columns.append(("rank", "ranks", "bold green"))
+    if any(row.used for row in rows):
+        columns.append(("in use", "used", ""))
+    table = _table(*(heading for heading, _, _ in columns))
+    for row in rows:
+        table.add_row(*(_cell(row, field, style) for _, field, style in columns))
+    console.print(Padding(table, (0, 0, 0, 2)))
+    console.print(Padding(Text(map_note(devices), "dim"), (0, 0, 0, 3)))
+    console.print()
+
+
+def _cell(row: DeviceWords, field: str, style: str) -> Text:
+    text = str(getattr(row, field))
+    if text in ("hidden", "free", "?"):
+        style = "dim"
+    elif field == "used":
+        style = "yellow"
+    return Text(text, style)
+
+
+def _print_machine(console: Console, report: Report) -> None:
+    lines = machine_lines(report.case.facts)
+    if not lines:
+        _print_basis(console, report)
+        return
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(no_wrap=True, style="dim")
+    facts.add_column(ratio=1, overflow="fold")
+    for label, value in lines:
+        facts.add_row(label, Text(value))
+    for line in basis(report.case)[1:]:
+        facts.add_row("judged as", Text(line))
+    console.print(_heading(one_line(report.case.facts.origin[:1].upper() + report.case.facts.origin[1:])))
+    console.print(Padding(facts, (0, 0, 0, 2)))
+    console.print()
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False)
     for column in columns:
@@ -190,9 +252,8 @@ def _print_families(console: Console, rows: Iterable[FamilyRow]) -> None:
         elif row.ok:
             state = Text("✓ ok", "green")
         else:
-            state = Text("not checked", "dim")
-        counts = ((row.findings, "found"), (row.ok, "ok"), (row.skipped, "skipped"), (row.crashed, "crashed"))
-        table.add_row(row.name, state, Text(", ".join(f"{number} {name}" for number, name in counts if number), "dim"))
+            state = Text("? could not look", "dim")
+        table.add_row(row.name, state, Text(states_line(row), "dim"))
     console.print(table)
     console.print()
 
@@ -205,10 +266,9 @@ def _print_findings(console: Console, report: Report) -> None:
         console.print(Text(f"✗ {line}", "red"))
     accepted = f", {len(report.suppressed)} accepted by comments" if report.suppressed else ""
     colour = _COLOURS[report.findings[0].severity] if report.findings else "green"
-    commands = len(report.case.launches)
     text = Text()
     text.append(count_line(report.findings), f"bold {colour}")
-    text.append(f"{accepted} in {commands} launch command{'s' * (commands != 1)}", "dim")
+    text.append(f"{accepted} {searched(report)}", "dim")
     console.print(text)
 
 
@@ -273,7 +333,7 @@ def _print_skipped(console: Console, report: Report) -> None:
     if not groups:
         return
     console.print()
-    console.print(Text("Not checked", "dim bold"))
+    console.print(Text("Could not look", "dim bold"))
     for reason, codes in groups:
         console.print(Padding(Text(f"{', '.join(codes)}: {reason}", "dim"), (0, 0, 0, 2)))
 

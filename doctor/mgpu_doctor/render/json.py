@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mgpu_doctor import __version__
 from mgpu_doctor.model.command import Command, Variable, Word
+from mgpu_doctor.model.device_map import DeviceMap
+from mgpu_doctor.model.facts import GpuProcess
 from mgpu_doctor.model.finding import Evidence, Finding, Fix, OutcomeKind
 from mgpu_doctor.model.known import Setting, Unknown
 from mgpu_doctor.model.launch import Launch, Layer, Option, VisibleDevices
@@ -57,6 +59,8 @@ def report_document(
     }
     if commands:
         document["commands"] = [launch_document(launch) for launch in report.case.launches]
+    if report.maps:
+        document["device_maps"] = [device_map_document(devices) for devices in report.maps]
     if corrected is not None:
         document["corrected"] = {
             "text": mask(corrected),
@@ -91,6 +95,39 @@ def _summary(report: Report) -> dict[str, Any]:
         "crashed": kinds.count(OutcomeKind.CRASHED),
         "fail_on": report.fail_on,
         "exit_code": report.exit_code,
+    }
+
+
+def device_map_document(devices: DeviceMap) -> dict[str, Any]:
+    """Which GPU is which; what is not known is null."""
+    return {
+        "visible": devices.visible,
+        "order": devices.order,
+        "ranks_without_device": list(devices.without_device),
+        "gpus": [
+            {
+                "index": row.gpu.index,
+                "uuid": _known(row.gpu.uuid),
+                "pci_bus_id": _known(row.gpu.pci_bus_id),
+                "name": _known(row.gpu.name),
+                "cuda_index": _known(row.cuda_index),
+                "visible_index": None if row.visible_index is None else _known(row.visible_index),
+                "ranks": list(row.ranks),
+                "memory_gib": _known(row.gpu.memory_gib),
+                "memory_used_gib": _known(row.gpu.memory_used_gib),
+                "processes": None if row.holders is None else [_process(holder) for holder in row.holders],
+            }
+            for row in devices.rows
+        ],
+    }
+
+
+def _process(holder: GpuProcess) -> dict[str, Any]:
+    return {
+        "pid": _known(holder.pid),
+        "command": _known(holder.command),
+        "user": _known(holder.user),
+        "memory_gib": _known(holder.memory_gib),
     }
 
 
@@ -319,7 +356,7 @@ def _ranks(launch: Launch) -> list[dict[str, Any]] | None:
     ]
 
 
-def _known(value: int | str | Unknown) -> int | str | None:
+def _known(value: float | str | Unknown) -> float | str | None:
     return None if isinstance(value, Unknown) else value
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from mgpu_doctor.model.device_map import DeviceMap
 from mgpu_doctor.model.finding import Finding, Fix
 from mgpu_doctor.model.report import Report
 from mgpu_doctor.model.source import Location
 from mgpu_doctor.render.clean import mask, one_line, shown
+from mgpu_doctor.render.devices import device_words, map_note
 from mgpu_doctor.render.excerpt import excerpt
+from mgpu_doctor.render.machine import machine_lines
 from mgpu_doctor.render.story import Story, basis, tell, why_unknown
 from mgpu_doctor.render.summary import (
     count_line,
@@ -17,6 +20,7 @@ from mgpu_doctor.render.summary import (
     incomplete_lines,
     place,
     skipped_by_reason,
+    states_line,
 )
 
 _WIDTH = 160
@@ -24,8 +28,10 @@ _WIDTH = 160
 
 def explain_lines(report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()) -> Iterator[str]:
     """What would run, what is wrong with it, and the corrected command."""
-    for launch in report.case.launches:
+    for number, launch in enumerate(report.case.launches):
         yield from _story_lines(tell(launch, report.case.facts), why_unknown(launch))
+        if number < len(report.maps):
+            yield from _map_lines(report.maps[number])
         yield ""
     if not report.case.launches:
         yield "no launch command recognised in this text"
@@ -40,17 +46,21 @@ def explain_lines(report: Report, corrected: str | None = None, remaining: Itera
 
 
 def check_lines(report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()) -> Iterator[str]:
-    """How each family of checks went, then the findings."""
+    """The machine, how each family of checks went, then the findings."""
+    machine = machine_lines(report.case.facts)
+    if machine:
+        yield from (f"{label}: {text}" for label, text in machine)
+        if len(report.maps) == 1:
+            yield from _map_lines(report.maps[0])
+        yield ""
     for row in family_rows(report):
-        states = [f"{row.findings} found" if row.findings else "", f"{row.ok} ok" if row.ok else ""]
-        states += [f"{row.skipped} skipped" if row.skipped else "", f"{row.crashed} crashed" if row.crashed else ""]
-        yield f"{row.name}: " + ", ".join(filter(None, states))
+        yield f"{row.name}: {states_line(row)}"
     yield ""
     yield from _finding_blocks(report)
     skipped = skipped_by_reason(report)
     if skipped:
         yield ""
-        yield "not checked:"
+        yield "could not look:"
         yield from (f"  {reason} ({', '.join(codes)})" for reason, codes in skipped)
     if corrected is not None:
         yield ""
@@ -68,6 +78,19 @@ def command_lines(report: Report) -> Iterator[str]:
         story = tell(launch, report.case.facts)
         processes = next(fact.value for fact in story.facts if fact.label == "processes")
         yield f"{story.place}: " + " > ".join(step.name for step in story.steps) + f" (processes: {processes})"
+
+
+def _map_lines(devices: DeviceMap) -> Iterator[str]:
+    if not devices.rows:
+        return
+    yield f"  devices: {map_note(devices)}"
+    for row in device_words(devices):
+        known = (("", row.model), ("", row.uuid), ("PCI ", row.pci), ("CUDA ", row.cuda))
+        parts = [label + text for label, text in known if text != "?"]
+        parts.append(row.visible if row.visible != "?" else "visibility unknown")
+        parts += [f"rank {row.ranks}"] if row.ranks else []
+        parts += [row.used] if row.used else []
+        yield f"  GPU {row.number}: {', '.join(parts)}"
 
 
 def _story_lines(story: Story, why: str | None) -> Iterator[str]:

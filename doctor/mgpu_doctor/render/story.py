@@ -10,6 +10,7 @@ from mgpu_doctor.model.facts import Facts
 from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import RANK_LAUNCHERS, Launch, Layer, RankPlacement
 from mgpu_doctor.render.clean import one_line
+from mgpu_doctor.render.devices import short_uuid
 
 MOST_RANKS = 16
 """How many ranks are listed one by one; of longer jobs the first and last are."""
@@ -356,12 +357,6 @@ def _entry(rank: RankPlacement, launch: Launch) -> str:
         return "none"
     entry = devices.entries[index]
     return f"CUDA device {entry}" if entry.isdecimal() else entry
-
-
-def short_uuid(uuid: str) -> str:
-    """The part of a device UUID that tells it apart on one machine."""
-    head, dash, rest = uuid.partition("-")
-    return head + dash + rest.split("-", 1)[0] if dash else uuid
 
 
 def why_unknown(launch: Launch) -> str | None:

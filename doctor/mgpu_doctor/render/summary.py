@@ -55,6 +55,20 @@ def family_rows(report: Report) -> tuple[FamilyRow, ...]:
     return tuple(rows)
 
 
+def states_line(row: FamilyRow) -> str:
+    """``2 found, 14 ok, 1 could not look``."""
+    counts = ((row.findings, "found"), (row.ok, "ok"), (row.skipped, "could not look"), (row.crashed, "crashed"))
+    return ", ".join(f"{number} {name}" for number, name in counts if number)
+
+
+def searched(report: Report) -> str:
+    """What the findings are about: ``in 2 launch commands``."""
+    commands = len(report.case.launches)
+    if not commands and not report.case.sources:
+        return f"on {one_line(report.case.facts.origin)}"
+    return f"in {commands} launch command{'s' * (commands != 1)}"
+
+
 def count_line(findings: Iterable[Finding]) -> str:
     """``2 errors, 1 warning``; ``nothing found`` when there is none."""
     severities = [finding.severity for finding in findings]
