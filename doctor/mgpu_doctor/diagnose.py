@@ -9,7 +9,7 @@ This is the Python API as well::
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from mgpu_doctor.errors import InputError, UsageError
@@ -30,6 +30,8 @@ from mgpu_doctor.suppress import apply_suppressions
 if TYPE_CHECKING:
     from mgpu_doctor.model.device_map import DeviceMap
     from mgpu_doctor.model.knowledge import Knowledge
+    from mgpu_doctor.model.observation import Observation
+    from mgpu_doctor.model.verdict import Verdict
     from mgpu_doctor.model.workspace import Workspace
 
 THIS_MACHINE = "this machine"
@@ -39,11 +41,12 @@ THIS_MACHINE = "this machine"
 class Request:
     """What the user asked.
 
-    ``mode`` is ``check``, ``explain`` or ``lint``. ``command`` is a command line as text,
+    ``mode`` is ``check``, ``explain``, ``lint`` or ``probe``. ``command`` is a command line as text,
     ``argv`` one as the shell split it, ``files`` are paths, ``text`` a text with the
     name ``text_name`` (standard input). ``facts`` is ``this machine``, ``none`` or
     a facts file. ``directory`` is where the command would be typed. ``python`` names the
     interpreter whose environment counts. ``select``, ``ignore`` and ``fail_on`` win over the settings file.
+    ``observation`` is what was seen of the command when it ran.
     """
 
     mode: str = "check"
@@ -59,10 +62,15 @@ class Request:
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     fail_on: str | None = None
+    observation: Observation | None = None
 
 
-def diagnose(request: Request, registry: Registry | None = None) -> Report:
+def diagnose(
+    request: Request, registry: Registry | None = None, observe: Callable[[Case], Observation] | None = None
+) -> Report:
     """Everything that can be said about a request.
+
+    ``observe`` runs the job, once commands and machine are known, and says what was seen.
 
     Raises:
         UsageError: there is nothing to look at, or it contradicts itself.
@@ -78,7 +86,9 @@ def diagnose(request: Request, registry: Registry | None = None) -> Report:
     knowledge = _knowledge(facts)
     launches = resolve_launches(scripts, facts, knowledge, workspace)
     facts = _look_at_ports(facts, launches)
-    case = Case(sources, scripts, launches, facts, workspace, knowledge, request.mode)
+    case = Case(sources, scripts, launches, facts, workspace, knowledge, request.mode, request.observation)
+    if observe is not None:
+        case = replace(case, observation=observe(case))
     if registry is None:
         registry = load_checks()
     checks = tuple(check for check in registry.checks if settings.selects(check.rule.code, check.rule.slug))
@@ -202,7 +212,7 @@ def _excerpts(source: Source) -> tuple[Excerpt, ...]:
 
 def _look_closer(facts: Facts, scripts: tuple[Script, ...], request: Request) -> Facts:
     """Look at the rest of this machine when it is what was asked about, or a command is to be judged by it."""
-    about_machine = request.mode == "check" and not (request.files or request.text is not None)
+    about_machine = request.mode in ("check", "probe") and not (request.files or request.text is not None)
     if facts.origin != THIS_MACHINE or not (about_machine or any(script.commands for script in scripts)):
         return facts
     from mgpu_doctor.collect.machine import this_machine
@@ -261,7 +271,16 @@ def _report(
         unread,
         settings.fail_on,
         _device_maps(case),
+        _verdict(case),
     )
+
+
+def _verdict(case: Case) -> Verdict | None:
+    if case.observation is None:
+        return None
+    from mgpu_doctor.verdict import judge
+
+    return judge(case.observation, case.launches[0] if len(case.launches) == 1 else None)
 
 
 def _device_maps(case: Case) -> tuple[DeviceMap, ...]:

@@ -62,6 +62,10 @@ def _example(example: Example) -> Iterator[str]:
         yield from _fenced(text, _language(name))
     if example.log is not None:
         yield from _fenced(example.log, "text")
+    if example.observation is not None:
+        yield "A probe that saw:"
+        yield ""
+        yield from _fenced(json.dumps(dict(example.observation), ensure_ascii=False, indent=2), "json")
     if example.facts is None:
         yield "Nothing is known about the machine."
         yield ""

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
+from mgpu_doctor.collect.observation_file import observation_from
 from mgpu_doctor.diagnose import Request, diagnose
 from mgpu_doctor.mend import apply_edits
 from mgpu_doctor.model.finding import Edit, Finding, OutcomeKind
@@ -81,6 +82,7 @@ def _run(check: Check, example: Example, top: Path, files: Mapping[str, str], co
         files=example.lint,
         facts=None if example.lint else facts,
         directory=str(work),
+        observation=None if example.observation is None else observation_from(example.observation, example.title),
     )
     return diagnose(request, Registry((check,), ()))
 

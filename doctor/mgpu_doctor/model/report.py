@@ -6,6 +6,7 @@ from mgpu_doctor.model.case import Case
 from mgpu_doctor.model.device_map import DeviceMap
 from mgpu_doctor.model.finding import Finding, Outcome, OutcomeKind, Severity
 from mgpu_doctor.model.record import dataclass
+from mgpu_doctor.model.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class Report:
     maps: tuple[DeviceMap, ...] = ()
     """Which GPU is which: one map for each launch, in their order, or one for the machine when nothing is launched;
     empty where the GPUs are not known."""
+    verdict: Verdict | None = None
+    """The verdict on what was seen when the job ran; None when nothing was run."""
 
     def outcomes_of(self, kind: OutcomeKind) -> tuple[Outcome, ...]:
         """The outcomes in one of the four states."""
@@ -59,6 +62,7 @@ class Report:
     def exit_code(self) -> int:
         """0 nothing at or above ``fail_on``, 1 findings, 2 unreadable input, 3 incomplete (a check crashed).
 
+        A run that is not what it was promised to be counts as a finding, one of which too little was seen as a crash.
         Unreadable input outranks findings, findings outrank a crash: a script that sees 0 knows that
         all was read, all checks ran, and nothing was found.
         """
@@ -68,6 +72,10 @@ class Report:
             limit = Severity(self.fail_on).rank
             if any(finding.severity.rank <= limit for finding in self.findings):
                 return 1
+            if self.verdict is not None and self.verdict.failed:
+                return 1
+        if self.verdict is not None and self.verdict.undecided:
+            return 3
         if self.outcomes_of(OutcomeKind.CRASHED) or any(problem.kind == "plugin" for problem in self.problems):
             return 3
         return 0

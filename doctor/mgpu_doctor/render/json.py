@@ -407,4 +407,5 @@ def _example(example: Example) -> dict[str, Any]:
         "facts": dict(example.facts) if example.facts is not None else None,
         "lint": list(example.lint),
         "log": example.log,
+        "observation": dict(example.observation) if example.observation is not None else None,
     }
