@@ -27,6 +27,7 @@ from mgpu_doctor.model.launch import (
     Target,
     VisibleDevices,
 )
+from mgpu_doctor.model.model_folder import FileFault, ModelFolder, Storage
 from mgpu_doctor.model.observation import LinkSeen, Observation, RankSeen, StageSeen
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.program import ConfigFile, ConfigValue, Program, Seen
@@ -47,6 +48,7 @@ __all__ = [
     "Edit",
     "Evidence",
     "Example",
+    "FileFault",
     "Finding",
     "Fix",
     "Gpu",
@@ -56,6 +58,7 @@ __all__ = [
     "LinkSeen",
     "Location",
     "Mark",
+    "ModelFolder",
     "Observation",
     "Option",
     "OptionSpec",
@@ -78,6 +81,7 @@ __all__ = [
     "Source",
     "Span",
     "StageSeen",
+    "Storage",
     "Target",
     "Unknown",
     "Variable",

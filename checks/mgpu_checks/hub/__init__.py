@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_doctor.authoring import Case, Launch, Location, Unknown, dataclass, pattern
+from mgpu_checks.launch import earlier_commands
+from mgpu_doctor.authoring import Case, Launch, Location, Unknown, Word, dataclass, pattern
 
 ON = frozenset({"1", "ON", "YES", "TRUE"})
 """The values that switch it on, in upper case (huggingface_hub, constants.py, ENV_VARS_TRUE_VALUES)."""
@@ -97,3 +98,64 @@ def models(launch: Launch) -> Iterator[Given]:
 def is_local_path(text: str) -> bool:
     """Whether a model's name can only be a path: absolute, from the home or the working directory."""
     return text.startswith(("/", "./", "../", "~/"))
+
+
+ADAPTER_NAMES = ("adapter_name_or_path", "adapters", "adapter_path", "lora_path", "peft_model_path")
+"""Arguments by which scripts and frameworks are given an adapter (the first is LLaMA-Factory's, the second swift's)."""
+
+FETCHERS = frozenset({"git", "wget", "curl", "aria2c", "hf", "huggingface-cli", "modelscope", "aws", "gsutil", "rsync"})
+"""Commands that bring files; from what they are told it cannot be seen which."""
+
+
+def adapters(launch: Launch) -> Iterator[Given]:
+    """The adapters that are named; several in one value stand between commas."""
+    argument = launch.target.argument(*ADAPTER_NAMES)
+    if argument is not None:
+        for word in argument.values:
+            yield from _split(word.value, word.origin or launch.command.locate(word.span))
+    for config in launch.target.configs:
+        for name in ADAPTER_NAMES:
+            value, place = config.get(name), config.locate(name)
+            if isinstance(value, str) and place is not None:
+                yield from _split(value, place)
+
+
+def _split(text: str | None, location: Location) -> Iterator[Given]:
+    for part in (text or "").split(","):
+        if part.strip():
+            yield Given(part.strip(), location)
+
+
+def may_come_from_before(case: Case, launch: Launch, path: str) -> bool:
+    """Whether a command above may bring or write what lies at a path: it fetches something, or names the path."""
+    wanted = _plain(path)
+    for command in earlier_commands(case, launch):
+        if (command.name or "").rsplit("/", 1)[-1] in FETCHERS:
+            return True
+        if any(_names(case, command.directory, word, wanted) for word in command.words):
+            return True
+    return False
+
+
+def _names(case: Case, directory: str | Unknown | None, word: Word, wanted: str) -> bool:
+    """Whether a word, or a value in the configuration file that it names, is a path, lies in it or above it."""
+    shown = word.shown
+    if wanted in _plain(shown.partition("=")[2] or shown):
+        return True
+    if not shown.endswith((".yaml", ".yml", ".json")):
+        return False
+    config = case.workspace.config(shown, "arguments", directory)
+    values = (_plain(entry.value) for entry in config.values.values() if isinstance(entry.value, str))
+    return any(value and (wanted == value or wanted.startswith(f"{value}/")) for value in values)
+
+
+def _plain(path: str) -> str:
+    return path.strip().removeprefix("./").rstrip("/")
+
+
+def loads_with_transformers(launch: Launch) -> bool:
+    """Whether what is given as a model is surely loaded with transformers: the framework's own way to do it."""
+    target = launch.target
+    if target.framework == "llamafactory":
+        return target.subcommand in {None, "train", "chat", "api", "webchat", "export", "eval"}
+    return target.framework in {"swift", "trl"} and target.subcommand in {"sft", "pt", "dpo", "kto", "grpo", "rlhf"}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from mgpu_doctor.authoring import (
     RANK_LAUNCHERS,
     Case,
+    Command,
     Edit,
     Launch,
     Layer,
@@ -236,3 +237,13 @@ def is_typed(launch: Launch, option: Option) -> bool:
 def is_switch(spec: OptionSpec) -> bool:
     """Whether an option takes no value."""
     return spec.nargs == 0 or spec.action in {"store_true", "store_false", "store_const", "help", "version"}
+
+
+def earlier_commands(case: Case, launch: Launch) -> Iterator[Command]:
+    """The commands above it in the same text, and above those that call the text."""
+    command: Command | None = launch.command
+    while command is not None:
+        for other in case.commands:
+            if other.source is command.source and other.span.start < command.span.start:
+                yield other
+        command = command.called_from

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.launch import bare_command, console_command, replace_words
+from mgpu_checks.launch import bare_command, console_command, earlier_commands, replace_words
 from mgpu_doctor.authoring import (
     Case,
-    Command,
     ConfigFile,
     Example,
     Finding,
@@ -310,25 +309,15 @@ def _where(launch: Launch) -> str:
     return directory if isinstance(directory, str) and directory else "the working directory"
 
 
-def _earlier(case: Case, launch: Launch) -> Iterator[Command]:
-    """The commands above it in the same text, and above those that call the text."""
-    command: Command | None = launch.command
-    while command is not None:
-        for other in case.commands:
-            if other.source is command.source and other.span.start < command.span.start:
-                yield other
-        command = command.called_from
-
-
 def _made_before(case: Case, launch: Launch) -> bool:
     """Whether an earlier command may bring any files."""
-    return any((other.name or "").rsplit("/", 1)[-1] in _MAKERS for other in _earlier(case, launch))
+    return any((other.name or "").rsplit("/", 1)[-1] in _MAKERS for other in earlier_commands(case, launch))
 
 
 def _named_before(case: Case, launch: Launch, path: str) -> bool:
     """Whether an earlier command may make this very file."""
     name = path.rsplit("/", 1)[-1]
-    for other in _earlier(case, launch):
+    for other in earlier_commands(case, launch):
         if any(redirect.target is not None and name in redirect.target.shown for redirect in other.redirects):
             return True
         if (other.name or "").rsplit("/", 1)[-1] in _NAMERS and any(name in word.shown for word in other.words[1:]):

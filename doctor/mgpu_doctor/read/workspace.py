@@ -7,6 +7,7 @@ import stat
 
 from mgpu_doctor.model.facts import Facts, PathInfo
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.model_folder import ModelFolder, Storage
 from mgpu_doctor.model.program import ConfigFile, Program
 from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.source import Source
@@ -46,6 +47,7 @@ class LocalWorkspace:
         self._kinds: dict[str, str | Unknown] = {}
         self._texts: dict[str, str | Unknown] = {}
         self._programs: dict[str, Program | Unknown] = {}
+        self._folders: dict[str, ModelFolder | Unknown] = {}
 
     def kind(self, path: str, directory: str | Unknown | None = None) -> str | Unknown:
         """``file``, ``directory`` or ``missing``."""
@@ -118,6 +120,35 @@ class LocalWorkspace:
             is_missing = place.certain and self._would_be_here(place)
             return unread_config(place.shown, role, text.reason, False if is_missing else _LINT)
         return unread_config(place.shown, role, text.reason, seen if isinstance(seen, Unknown) else True)
+
+    def model_folder(self, path: str, directory: str | Unknown | None = None) -> ModelFolder | Unknown:
+        """What lies in a model's folder; Unknown when it is none, or cannot be looked at."""
+        place = self._place(path, directory)
+        if isinstance(place, Unknown):
+            return place
+        if not place.certain:
+            return _LINT
+        if self._look(place.full) != "directory":
+            return Unknown(f"{place.shown} is no directory that can be looked at")
+        if place.full not in self._folders:
+            from mgpu_doctor.read.model_folder import read_model_folder
+
+            self._folders[place.full] = read_model_folder(place.full, place.shown)
+        return self._folders[place.full]
+
+    def storage(self, path: str, directory: str | Unknown | None = None) -> Storage | Unknown:
+        """Where something would be written to; Unknown where the machine is not this one and its facts do not tell."""
+        told = _told_storage(path, self._facts)
+        if told is not None:
+            return told
+        if self._facts.origin != _HERE or self._only_text:
+            return Unknown(_elsewhere(path))
+        place = self._place(path, directory)
+        if isinstance(place, Unknown):
+            return place
+        from mgpu_doctor.read.storage import look_at_storage
+
+        return look_at_storage(os.path.abspath(place.full))
 
     def _place(self, path: str, directory: str | Unknown | None) -> _Place | Unknown:
         if not path or "\0" in path:
@@ -207,6 +238,27 @@ def _read_text(place: _Place) -> str | Unknown:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         return Unknown(f"{shown}:{line} is not UTF-8")
+
+
+def _told_storage(path: str, facts: Facts) -> Storage | None:
+    """What the facts of a machine say about a path or the nearest directory above it; None when they say nothing."""
+    if isinstance(facts.paths, Unknown):
+        return None
+    known = {name.rstrip("/") or "/": info for name, info in facts.paths.items() if info.kind != "missing"}
+    at = path.rstrip("/") or "/"
+    while at not in known:
+        above = os.path.dirname(at)
+        if above in (at, ""):
+            return None
+        at = above
+    info = known[at]
+    kind = _kind_of(info)
+    mode = info.mode
+    # Whose directory it is, is not known: only without any right to write is it sure.
+    writable = False if isinstance(mode, str) and "w" not in mode else Unknown("the facts do not tell whose it is")
+    return Storage(
+        at, "directory" if isinstance(kind, Unknown) else kind, at == path.rstrip("/"), writable, info.free_gib, mode
+    )
 
 
 def _kind_of(info: PathInfo) -> str | Unknown:
