@@ -94,6 +94,7 @@ MODULES: tuple[str, ...] = (
     "shell.pipe_takes_options",
     "shell.sudo_resets_environment",
     "shell.list_joined_wrongly",
+    "verdict.cause_unknown",
 )
 
 

@@ -61,8 +61,20 @@ def standard_facts() -> dict[str, object]:
 
 def run_example(check: Check, example: Example) -> Report:
     """Diagnose one example with one check alone."""
+    if example.log is not None:
+        return _run_log(check, example.log)
     with tempfile.TemporaryDirectory(prefix="mgpu-doctor-example-") as top:
         return _run(check, example, Path(top), dict(example.files), example.command)
+
+
+def _run_log(check: Check, text: str) -> Report:
+    from mgpu_doctor.diagnose_logs import diagnose_logs
+    from mgpu_doctor.settings import Settings
+
+    with tempfile.TemporaryDirectory(prefix="mgpu-doctor-example-") as top:
+        log = Path(top) / "run.log"
+        log.write_text(text, encoding="utf-8")
+        return diagnose_logs((str(log),), Registry((check,), ()), Settings())
 
 
 def _run(check: Check, example: Example, top: Path, files: Mapping[str, str], command: str | None) -> Report:

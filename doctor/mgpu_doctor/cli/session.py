@@ -44,11 +44,11 @@ def conclude(mode: str, given: Given, **request: Any) -> int:
         "fail_on": given.text("fail_on"),
         "python": given.text("python"),
     }
-    _check_names(registry, shared["select"] + shared["ignore"])
+    check_names(registry, shared["select"] + shared["ignore"])
     with waiting("looking at this machine" if shared["facts"] is None and mode != "lint" else "reading"):
         report = diagnose(Request(**shared, **request), registry)
     if not report.case.sources and chosen_format(given.text("format")) in ("plain", "rich"):
-        _refuse_unread(report)
+        refuse_unread(report)
     correction = None
     if request.get("command") is not None or request.get("argv"):
         correction = _correct(report, registry, shared)
@@ -56,7 +56,7 @@ def conclude(mode: str, given: Given, **request: Any) -> int:
     return report.exit_code
 
 
-def _refuse_unread(report: Report) -> None:
+def refuse_unread(report: Report) -> None:
     """End with what is wrong where not one of the given files could be read: "nothing found" would mislead."""
     unreadable = [problem.message for problem in report.problems if problem.kind == "input"]
     if unreadable:
@@ -91,7 +91,7 @@ def _show_plain(report: Report, text: str | None, remaining: tuple[Finding, ...]
         return
     if commands:
         emit_lines(plain.command_lines(report))
-    if report.mode == "lint":
+    if report.mode in ("lint", "logs"):
         emit_lines(plain.lint_lines(report))
     else:
         emit_lines(plain.check_lines(report, text, remaining))
@@ -107,7 +107,7 @@ def _draw(
         return
     if commands:
         drawing.print_commands(console, report)
-    if report.mode == "lint":
+    if report.mode in ("lint", "logs"):
         drawing.print_lint(console, report)
     else:
         drawing.print_check(console, report, text, remaining)
@@ -141,7 +141,12 @@ def _next_text(report: Report, tried: set[str]) -> str | None:
     return None
 
 
-def _check_names(registry: Registry, names: tuple[str, ...]) -> None:
+def check_names(registry: Registry, names: tuple[str, ...]) -> None:
+    """Refuse a code or slug that no rule has.
+
+    Raises:
+        UsageError: with the nearest name.
+    """
     from mgpu_doctor.suppress import matches
 
     rules = [check.rule for check in registry.checks]

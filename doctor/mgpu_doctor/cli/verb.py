@@ -85,6 +85,7 @@ VERBS = {
     "explain": Place("mgpu_doctor.cli.explain", "Say what a launch command would really do, or what a rule means."),
     "check": Place("mgpu_doctor.cli.check", "Check this machine, and a command or files against it."),
     "lint": Place("mgpu_doctor.cli.lint", "Find faulty launch commands in scripts and documents."),
+    "logs": Place("mgpu_doctor.cli.logs", "Find the root cause in the output of a failed run."),
     "rules": Place("mgpu_doctor.cli.rules", "List the rules."),
     "new-check": Place("mgpu_doctor.cli.new_check", "Write the skeleton of a new check."),
 }
@@ -103,11 +104,14 @@ def load_verb(name: str) -> Verb:
 FORMAT = Option("--format", "Default: rich on a terminal, plain elsewhere.", "FORMAT", FORMATS)
 NO_COLOR = Option("--no-color", "No colour (as NO_COLOR does).")
 PYTHON = Option("--python", "The interpreter whose environment counts.", "PATH")
-SHARED = (
-    FORMAT,
+SELECTION = (
     Option("--select", "Only these rules: codes, slugs, families (MGD3), joined by commas.", "RULES", many=True),
     Option("--ignore", "Not these rules; wins over --select.", "RULES", many=True),
     Option("--fail-on", "The least severity that makes the exit status 1. Default: error.", "LEVEL", FAIL_ON),
+)
+SHARED = (
+    FORMAT,
+    *SELECTION,
     Option("--facts", "The machine as a facts file; none judges the text alone.", "FILE|none"),
     Option("--show-commands", "Also say what each launch command would do."),
     NO_COLOR,

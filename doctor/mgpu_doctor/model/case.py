@@ -14,6 +14,7 @@ from mgpu_doctor.model.source import Source
 if TYPE_CHECKING:
     from mgpu_doctor.model.facts import Facts
     from mgpu_doctor.model.knowledge import Knowledge
+    from mgpu_doctor.model.log import LogReading
     from mgpu_doctor.model.observation import Observation
     from mgpu_doctor.model.workspace import Workspace
 
@@ -47,6 +48,8 @@ class Case:
     mode: str = "check"
     observation: Observation | None = None
     """What was seen of the job when it ran; None when nothing was run."""
+    logs: tuple[LogReading, ...] = ()
+    """What the output of runs says, under ``logs``."""
 
     @property
     def commands(self) -> Iterator[Command]:

@@ -84,6 +84,8 @@ class Rule:
     """Whether firing examples that carry edits are silenced by applying them (tested)."""
     signatures: tuple[Signature, ...] = ()
     """What a run that died of this cause leaves in its output."""
+    logs: bool = False
+    """Whether ``find`` looks at ``case.logs`` itself; signatures need no such code."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,31 +53,34 @@ class Source:
     ``name`` is what people are shown: the path as the user gave it,
     ``<command>`` for a command line, ``<stdin>`` for standard input.
     ``kind`` says how the text is read (``command``, ``shell``, ``markdown``,
-    ``python``, ``yaml``, ``json`` …). ``path`` is the file it came from, None when there is none.
+    ``python``, ``yaml``, ``json``, ``log`` …). ``path`` is the file it came from, None when there is none.
+    ``first_line`` is the number of the text's first line in that file: a log is too long to be held as a whole.
     """
 
     name: str
     text: str
     kind: str
     path: str | None = None
+    first_line: int = 1
 
     def position(self, offset: int) -> Position:
         """Line and column of an offset; offsets outside the text are moved to its nearest end."""
         offset = max(0, min(offset, len(self.text)))
         starts = _line_starts(self.text)
         line = bisect_right(starts, offset)
-        return Position(line, offset - starts[line - 1] + 1)
+        return Position(line + self.first_line - 1, offset - starts[line - 1] + 1)
 
     def slice(self, span: Span) -> str:
         """The text that a span covers."""
         return self.text[span.start : span.end]
 
     def line_span(self, line: int) -> Span:
-        """The range of a line (counted from 1) without its newline.
+        """The range of a line (counted as :meth:`position` does) without its newline.
 
         Raises ``IndexError`` for a line that the text does not have.
         """
         starts = _line_starts(self.text)
+        line -= self.first_line - 1
         if line < 1:
             raise IndexError(line)
         start = starts[line - 1]

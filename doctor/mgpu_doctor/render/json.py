@@ -13,6 +13,7 @@ from mgpu_doctor.model.facts import GpuProcess
 from mgpu_doctor.model.finding import Evidence, Finding, Fix, OutcomeKind
 from mgpu_doctor.model.known import Setting, Unknown
 from mgpu_doctor.model.launch import Launch, Layer, Option, VisibleDevices
+from mgpu_doctor.model.log import LogReading
 from mgpu_doctor.model.report import Report
 from mgpu_doctor.model.source import Location, Span
 from mgpu_doctor.render.clean import is_private, mask
@@ -66,6 +67,8 @@ def report_document(
             "text": mask(corrected),
             "remaining": [finding_document(finding) for finding in remaining],
         }
+    if report.mode == "logs":
+        document["logs"] = [log_document(reading) for reading in report.case.logs]
     document["suppressed"] = [
         {**finding_document(entry.finding), "reason": entry.reason} for entry in report.suppressed
     ]
@@ -128,6 +131,18 @@ def _process(holder: GpuProcess) -> dict[str, Any]:
         "command": _known(holder.command),
         "user": _known(holder.user),
         "memory_gib": _known(holder.memory_gib),
+    }
+
+
+def log_document(reading: LogReading) -> dict[str, Any]:
+    """What was read of one log."""
+    return {
+        "name": reading.name,
+        "lines": reading.lines,
+        "bytes": reading.bytes,
+        "failed": reading.failed,
+        "first_failed_rank": reading.first_failed_rank,
+        "errors": [{"line": e.number, "rank": e.rank, "text": mask(e.text)} for e in reading.errors],
     }
 
 

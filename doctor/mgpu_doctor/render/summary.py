@@ -63,6 +63,10 @@ def states_line(row: FamilyRow) -> str:
 
 def searched(report: Report) -> str:
     """What the findings are about: ``in 2 launch commands``."""
+    if report.mode == "logs":
+        logs = report.case.logs
+        size = sum(reading.lines for reading in logs)
+        return f"in {size} lines" + (f" of {len(logs)} logs" if len(logs) != 1 else "")
     commands = len(report.case.launches)
     if not commands and not report.case.sources:
         return f"on {one_line(report.case.facts.origin)}"

@@ -1,0 +1,1 @@
+"""What a run shows: rules of family 9."""

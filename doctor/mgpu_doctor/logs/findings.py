@@ -1,0 +1,73 @@
+"""From the telling lines of a log to findings: the root first, what follows from it not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from mgpu_doctor.model.finding import Evidence, Finding, Fix
+from mgpu_doctor.model.log import LogHit, LogReading
+from mgpu_doctor.model.rule import Rule
+
+AFTERMATH = frozenset({"MGD313", "MGD902", "MGD905", "MGD909", "MGD911"})
+"""Causes whose lines are also printed by ranks that are left waiting, or are killed, when another one fails."""
+
+MOST = 4
+"""Causes that are named for one log."""
+
+MOST_PLACES = 3
+
+
+def findings_of(reading: LogReading, rules: Mapping[str, Rule]) -> tuple[Finding, ...]:
+    """The causes that a log gives away, the first to show first.
+
+    A line that fits many causes counts only when no line names one; what ranks print that are left waiting counts
+    only when nothing else is seen.
+    """
+    causes = _by_cause(_deciding(_most_specific(reading.hits)))
+    return tuple(_finding(rules[code], reading, hits) for code, hits in list(causes.items())[:MOST])
+
+
+def _most_specific(hits: Iterable[LogHit]) -> tuple[LogHit, ...]:
+    """Of several causes on one line the one whose signature explains most of it."""
+    best: dict[tuple[int, str | None], LogHit] = {}
+    for hit in hits:
+        key = (hit.line.number, hit.line.rank)
+        other = best.get(key)
+        if other is None or (hit.weak, other.end - other.start) < (other.weak, hit.end - hit.start):
+            best[key] = hit
+    return tuple(best.values())
+
+
+def _deciding(hits: tuple[LogHit, ...]) -> tuple[LogHit, ...]:
+    strong = tuple(hit for hit in hits if not hit.weak)
+    roots = tuple(hit for hit in strong if hit.code not in AFTERMATH)
+    return roots or strong or hits
+
+
+def _by_cause(hits: Iterable[LogHit]) -> dict[str, list[LogHit]]:
+    causes: dict[str, list[LogHit]] = {}
+    for hit in hits:
+        causes.setdefault(hit.code, []).append(hit)
+    return causes
+
+
+def _finding(rule: Rule, reading: LogReading, hits: list[LogHit]) -> Finding:
+    first = hits[0]
+    cause = rule.summary[:1].upper() + rule.summary[1:].rstrip(".")
+    ranks = sorted({int(hit.line.rank) for hit in hits if hit.line.rank is not None})
+    who = ""
+    if len(ranks) > 1:
+        who = f" {len(ranks)} ranks say so, rank {first.line.rank or ranks[0]} first."
+    elif ranks and reading.first_failed_rank == str(ranks[0]):
+        who = f" Rank {ranks[0]} was the first to fail."
+    further = [Evidence(hit.line.text.strip(), hit.location) for hit in hits[1 : 1 + MOST_PLACES] if not ranks]
+    return Finding(
+        code=rule.code,
+        slug=rule.slug,
+        severity=rule.severity,
+        message=f"{cause}.{who}",
+        location=first.location,
+        evidence=(Evidence(f"such a line is printed by {first.where}"), *further),
+        fix=Fix(rule.fix) if rule.fix is not None else None,
+        title=rule.title,
+    )
