@@ -66,6 +66,9 @@ MODULES: tuple[str, ...] = (
     "hub.model_files_incomplete",
     "hub.dataset_not_registered",
     "hub.template_mismatch",
+    "stack.torch_without_cuda",
+    "stack.driver_too_old",
+    "stack.gpu_arch_unsupported",
     "stack.flash_attn_missing",
     "stack.flash_attn_switch_unread",
     "stack.variable_unread",
@@ -95,6 +98,11 @@ MODULES: tuple[str, ...] = (
     "shell.sudo_resets_environment",
     "shell.list_joined_wrongly",
     "verdict.cause_unknown",
+    "host.shm_too_small",
+    "host.memlock_too_small",
+    "host.fabric_manager_down",
+    "host.orphaned_gpu_memory",
+    "host.platform_without_nccl",
 )
 
 
