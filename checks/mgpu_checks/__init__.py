@@ -103,6 +103,14 @@ MODULES: tuple[str, ...] = (
     "host.fabric_manager_down",
     "host.orphaned_gpu_memory",
     "host.platform_without_nccl",
+    "verdict.single_gpu_in_fact",
+    "verdict.single_process_in_fact",
+    "verdict.gpus_idle_in_fact",
+    "verdict.collective_wrong",
+    "verdict.collective_hangs",
+    "verdict.no_speed_up",
+    "verdict.slow_rank",
+    "verdict.slow_link",
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mgpu_doctor.model import observed
 from mgpu_doctor.model.case import Case, Skip
 from mgpu_doctor.model.command import Command, Mark, Piece, Script, Variable, Word, Wrapper
 from mgpu_doctor.model.facts import Gpu, GpuProcess, PackageCopy, XidError
@@ -94,6 +95,7 @@ __all__ = [
     "delete_words",
     "insert",
     "is_before",
+    "observed",
     "pattern",
     "release_numbers",
     "replace",

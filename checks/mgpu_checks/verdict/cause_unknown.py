@@ -14,8 +14,8 @@ RULE = Rule(
     summary="the run failed for a reason that no rule explains",
     why=(
         "When one rank fails, the launcher ends the others, and their last words bury the first ones. The first error "
-        "of the rank that failed first is where to look. With NCCL_DEBUG=INFO and TORCH_DISTRIBUTED_DEBUG=DETAIL the next "
-        "run says more, and `mgpu-doctor facts` records the machine for whoever is asked."
+        "of the rank that failed first is where to look. With NCCL_DEBUG=INFO and TORCH_DISTRIBUTED_DEBUG=DETAIL the "
+        "next run says more, and `mgpu-doctor facts` records the machine for whoever is asked."
     ),
     bad=(
         Example(

@@ -185,9 +185,8 @@ def rank_numbered(observation: Observation, number: int) -> RankSeen | None:
 
 def goes_direct(link: LinkSeen) -> bool | None:
     """Whether NCCL moves data between two devices without a detour through the host; None when not seen."""
-    if isinstance(link.transport, Unknown):
-        return None
-    return link.transport.upper().startswith(("P2P", "NVLS"))
+    word = "" if isinstance(link.transport, Unknown) else link.transport.strip().upper().partition("/")[0]
+    return {"P2P": True, "NVLS": True, "SHM": False, "NET": False}.get(word)
 
 
 def asked_processes(launch: Launch | None) -> int | None:
