@@ -63,6 +63,7 @@ MODULES: tuple[str, ...] = (
     "rendezvous.stale_rank_variables",
     "hub.offline_flags_missing",
     "hub.offline_flags_partial",
+    "hub.offline_but_remote",
     "hub.model_files_incomplete",
     "hub.dataset_not_registered",
     "hub.template_mismatch",

@@ -159,3 +159,20 @@ def loads_with_transformers(launch: Launch) -> bool:
     if target.framework == "llamafactory":
         return target.subcommand in {None, "train", "chat", "api", "webchat", "export", "eval"}
     return target.framework in {"swift", "trl"} and target.subcommand in {"sft", "pt", "dpo", "kto", "grpo", "rlhf"}
+
+
+_OTHER_HUBS = {
+    "llamafactory": ("USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB"),
+    "vllm": ("VLLM_USE_MODELSCOPE",),
+}
+"""Variables by which a framework takes models from another hub."""
+
+
+def uses_other_hub(case: Case, launch: Launch) -> bool:
+    """Whether models may come from another hub than Hugging Face's."""
+    framework = launch.target.framework or ""
+    if framework == "swift":
+        return True
+    names = _OTHER_HUBS.get(framework, tuple(name for names in _OTHER_HUBS.values() for name in names))
+    values = [value_of(case, launch, name) for name in names]
+    return any(isinstance(value, Unknown) or (value or "0").upper() not in OFF for value in values)

@@ -161,8 +161,8 @@ RULE = Rule(
             r"|HeaderToo(?:Large|Small)|InvalidHeaderLength|MetadataIncompleteBuffer|InvalidHeaderDeserialization"
             r"|invalid JSON in header)",
             "safetensors 0.6.0 to 0.8.0 (sentences), 0.3.0 to 0.5.3 (names), tensor.rs and bindings/python lib.rs",
-            "safetensors._safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata, file "
-            "not fully covered",
+            "safetensors._safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata, "
+            "file not fully covered",
         ),
         Signature(
             r"Error no file named .+ found in directory",
