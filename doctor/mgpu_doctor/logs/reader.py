@@ -189,7 +189,7 @@ def _match(found: _Found, line: LogLine, known: tuple[Known, ...]) -> None:
 
 
 def _follow_summary(found: _Found, number: int, text: str) -> None:
-    """Follow torchrun's summary, which names the first rank that failed (torch 2.6.0, errors/__init__.py ChildFailedError)."""
+    """Follow the summary that torchrun ends with (torch 2.6.0, errors/__init__.py ChildFailedError)."""
     if _ROOT_HEAD in text:
         found.root_at = number
     elif found.root_at is not None and number - found.root_at < 8:
