@@ -95,19 +95,19 @@ def test_a_line_without_end_is_no_burden() -> None:
 
 def test_memory_stays_flat() -> None:
     class Endless(io.RawIOBase):
-        left = 64
+        left = 24
 
         def read(self, size: int = -1) -> bytes:
             self.left -= 1
-            return (b"{'loss': 1.0}\nsome error: 3\n" * (size // 28)) if self.left >= 0 else b""
+            return b"{'loss': 1.0}\n" * (size // 14) + b"step %d: an error\n" % self.left if self.left >= 0 else b""
 
     read_log("warm", io.BytesIO(b"error"), (BOOM,))
     tracemalloc.start()
     log = read_log("run.log", Endless(), (BOOM,))  # type: ignore[arg-type]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert log.bytes > 60 << 20
-    assert peak < 16 << 20
+    assert log.bytes > 23 << 20
+    assert peak < 8 << 20
 
 
 @given(st.text(alphabet="ab\n\r\x1bE[]:0 ror", max_size=400))
@@ -120,7 +120,7 @@ def test_any_text_is_read_and_the_numbers_are_those_of_the_lines(text: str) -> N
 
 @pytest.mark.parametrize(
     ("expression", "literal"),
-    [(r"No slot '\d+' specified", "No slot '"), (r"(?:a|b)c+ not found", " not found"), (r"\d+", ""), ("abc", "abc")],
+    [(r"No slot '\d+' specified", "' specified"), (r"(?:a|b)c+ not found", " not found"), (r"\d+", ""), ("abc", "abc")],
 )
 def test_the_text_that_a_signature_cannot_do_without(expression: str, literal: str) -> None:
     assert literal_of(expression) == literal

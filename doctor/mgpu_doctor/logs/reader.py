@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
@@ -45,6 +44,7 @@ PIECE = 1 << 20
 MOST_HITS = 400
 """Hits that are kept; a run that fails the same way on thousands of ranks needs no more to be understood."""
 MOST_ERRORS = 20
+MOST_REMEMBERED = 256
 
 _ENDS = pattern(
     r"^(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Failure)(?:: .*|:?)$"
@@ -78,18 +78,18 @@ class _Found:
 def read_log(name: str, stream: BinaryIO, known: tuple[Known, ...]) -> LogReading:
     """What a log says. The stream is read to its end; its bytes may be of any encoding and length."""
     found = _Found(name)
-    lines = size = 0
-    recent: deque[bytes] = deque(maxlen=256)
-    for number, raw in _telling_lines(_pieces(stream), counter := _Counter()):
-        if raw in recent:
-            # Progress bars and retries repeat a line by the thousand.
+    counter = _Counter()
+    seen: dict[bytes, None] = {}
+    for number, raw in _telling_lines(_pieces(stream), counter):
+        if raw in seen:
+            # Retries and warnings repeat a line by the thousand.
             continue
-        recent.append(raw)
+        seen[raw] = None
+        if len(seen) > MOST_REMEMBERED:
+            del seen[next(iter(seen))]
         _look(found, number, raw.decode("utf-8", "replace"), known)
-    lines, size = counter.lines, counter.bytes
-    return LogReading(
-        name, lines, size, tuple(found.hits), tuple(found.errors), found.failed or bool(found.errors), _first(found)
-    )
+    failed = found.failed or bool(found.errors)
+    return LogReading(name, counter.lines, counter.bytes, tuple(found.hits), tuple(found.errors), failed, _first(found))
 
 
 def _first(found: _Found) -> str | None:
