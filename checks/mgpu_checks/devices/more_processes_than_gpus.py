@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from mgpu_checks.devices import VISIBLE, elements, elsewhere, on_cpu, program_of, ranks_here, reaching, uses_cuda
+from mgpu_checks.verdict import confirmed, each_rank, launch_of, place_of, probed, subject_of
 from mgpu_doctor.authoring import (
     Case,
     Edit,
@@ -17,8 +18,10 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Skip,
     Span,
     Unknown,
+    observed,
     report,
 )
 
@@ -50,12 +53,22 @@ RULE = Rule(
             "CUDA_VISIBLE_DEVICES=0,1 python -m torch.distributed.launch --nproc_per_node=4 train.py",
         ),
         Example("deepspeed", "deepspeed --num_gpus 4 train.py", facts={"gpus": _TWO}),
+        Example(
+            "seen: four ranks that see two GPUs",
+            "mpirun -np 4 python work.py",
+            observation=probed([0, 1, 0, 1], device_count=[2, 2, 2, 2], visible=["0,1"] * 4),
+        ),
         Example("a container's GPUs", """docker run --gpus '"device=2,3"' img torchrun --nproc_per_node 4 train.py"""),
     ),
     good=(
         Example(
             "numbers that the machine does not have are another rule's",
             "deepspeed --include localhost:2,9 train.py",
+        ),
+        Example(
+            "seen: each rank sees one GPU, another one each",
+            "mpirun -np 2 python work.py",
+            observation=probed([0, 1], device_count=[1, 1], visible=["0", "1"]),
         ),
         Example("a container with all", "docker run --gpus all img torchrun --nproc_per_node 8 train.py"),
         Example("as many", "CUDA_VISIBLE_DEVICES=2,3 torchrun --nproc_per_node 2 train.py"),
@@ -91,7 +104,42 @@ RULE = Rule(
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Launches with ranks that have no GPU."""
+    """Launches with ranks that have no GPU, said beforehand or seen in a run."""
+    seen = [*_seen(case)]
+    try:
+        said = [*_said(case)]
+    except Skip:
+        if not seen:
+            raise
+        said = []
+    yield from confirmed(said, (finding.message for finding in seen)) if said else seen
+
+
+def _seen(case: Case) -> Iterator[Finding]:
+    """Ranks of one machine that all see the same devices, of which there are fewer."""
+    seen = case.observation
+    if seen is None or not seen.on_gpu:
+        return
+    ranks = observed.present(seen)
+    same = {(rank.host, rank.visible, rank.device_count) for rank in ranks}
+    if len(same) != 1 or len(observed.ranks_by_device(seen)) == len(ranks):
+        return
+    host, _, count = next(iter(same))
+    if isinstance(host, Unknown) or not isinstance(count, int) or not 0 < count < len(ranks):
+        return
+    have = f"{count} GPU" + "s" * (count > 1)
+    yield report(
+        RULE,
+        f"{len(ranks)} processes ran, and all of them see the same {have}: {len(ranks) - count} of them "
+        f"{'have no GPU of their own' if len(ranks) - count > 1 else 'has no GPU of its own'}.",
+        place_of(case),
+        subject=subject_of(case),
+        evidence=each_rank(ranks),
+        fix=Fix(f"start {count} process{'es' * (count > 1)}") if launch_of(case) is not None else None,
+    )
+
+
+def _said(case: Case) -> Iterator[Finding]:
     for launch in case.launches:
         ranks = ranks_here(launch)
         if ranks is None or ranks < 2 or on_cpu(case, launch) or _hidden_machine(launch) or _for_cpu(launch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mgpu_checks.engine import SWITCHES, config_kind, devices_offered
+from mgpu_checks.verdict import confirmed, each_rank, launch_of, place_of, probed
 from mgpu_doctor.authoring import (
     Case,
     ConfigFile,
@@ -17,7 +18,9 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Unknown,
     insert,
+    observed,
     report,
 )
 
@@ -62,6 +65,13 @@ RULE = Rule(
             "a file written on a laptop: use_cpu",
             "accelerate launch --config_file laptop.yaml train.py",
             files={"laptop.yaml": _SINGLE.format(count=1, cpu="true"), "train.py": "import accelerate\n"},
+        ),
+        Example(
+            "seen: one process, with a default file that says NO",
+            "accelerate launch --num_processes 4 train.py",
+            files={"train.py": "import accelerate\n"},
+            facts={"accelerate_default_config": _SINGLE.format(count=1, cpu="false")},
+            observation={**probed([0], device_count=[8]), "promised_processes": 1},
         ),
     ),
     good=(
@@ -110,6 +120,37 @@ RULE = Rule(
 
 def find(case: Case) -> Iterator[Finding]:
     """One finding for each accelerate launch that its file makes a single process against what is asked for."""
+    said = [*_said(case)]
+    seen = [*_seen(case)]
+    yield from confirmed(said, (finding.message for finding in seen)) if said else seen
+
+
+def _seen(case: Case) -> Iterator[Finding]:
+    """One process of a launch that asks for several and sees several GPUs: only a configuration file makes it so."""
+    launch, seen = launch_of(case), case.observation
+    layer = launch.layer("accelerate") if launch is not None else None
+    if launch is None or layer is None or seen is None or not seen.on_gpu or len(seen.ranks) != 1:
+        return
+    if layer.option("cpu") is not None or any(layer.option(name) is not None for name in SWITCHES):
+        return
+    (rank,) = seen.ranks
+    asked = observed.asked_processes(launch)
+    if asked is None or asked < 2 or observed.world_of(rank) != 1:
+        return
+    if isinstance(rank.device_count, Unknown) or rank.device_count < 2:
+        # With one visible GPU accelerate starts one process without any file.
+        return
+    yield report(
+        RULE,
+        f"{asked} processes are asked for, {rank.device_count} GPUs are visible, and one process ran: accelerate's "
+        "configuration file makes it so",
+        place_of(case),
+        evidence=each_rank(seen.ranks),
+        fix=Fix("Give --multi_gpu, or a configuration file that says distributed_type: MULTI_GPU"),
+    )
+
+
+def _said(case: Case) -> Iterator[Finding]:
     for launch in case.launches:
         layer = launch.layer("accelerate")
         if layer is None or layer.config is None or layer.option("cpu") is not None:

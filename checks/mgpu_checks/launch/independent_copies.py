@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mgpu_checks.engine import source_matches
+from mgpu_checks.verdict import confirmed, each_rank, place_of, probed, subject_of
 from mgpu_doctor.authoring import (
     Case,
     Evidence,
@@ -17,6 +18,7 @@ from mgpu_doctor.authoring import (
     Rule,
     Severity,
     Unknown,
+    observed,
     report,
 )
 
@@ -41,6 +43,11 @@ RULE = Rule(
     bad=(
         Example("plain python under mpirun", "mpirun -np 4 python predict.py", files={"predict.py": _ALONE}),
         Example("plain python under srun", "srun --ntasks=4 python predict.py", files={"predict.py": _ALONE}),
+        Example(
+            "seen: two processes, each of which is alone",
+            "mpirun -np 2 python work.py",
+            observation=probed([0, 0], world_size=[1, 1], rank=[0, 0]),
+        ),
     ),
     good=(
         Example(
@@ -56,6 +63,7 @@ RULE = Rule(
         ),
         Example("one process", "mpirun -np 1 python predict.py", files={"predict.py": _ALONE}),
         Example("torchrun makes a group", "torchrun --nproc-per-node 4 predict.py", files={"predict.py": _ALONE}),
+        Example("seen: one group of two", "torchrun --nproc-per-node 2 work.py", observation=probed([0, 1])),
     ),
     sources=(
         Reference(
@@ -79,7 +87,30 @@ _STARTERS = frozenset({"mpirun", "mpiexec", "srun", "mpiexec.hydra", "jsrun", "p
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """One finding for each launch whose processes form no group."""
+    """One finding for each launch whose processes form no group, said beforehand or seen in a run."""
+    said = [*_said(case)]
+    seen = [*_seen(case)]
+    yield from confirmed(said, (finding.message for finding in seen)) if said else seen
+
+
+def _seen(case: Case) -> Iterator[Finding]:
+    """Processes of a run that each believe to be alone."""
+    if case.observation is None:
+        return
+    ranks = observed.present(case.observation)
+    if len(ranks) < 2 or observed.group_count(case.observation) != len(ranks):
+        return
+    yield report(
+        RULE,
+        f"{len(ranks)} processes ran, and each saw a world size of 1: they form no group, and each does the whole work",
+        place_of(case),
+        subject=subject_of(case),
+        evidence=each_rank(ranks),
+        fix=Fix("start torchrun or accelerate once on each node, instead of python in every task"),
+    )
+
+
+def _said(case: Case) -> Iterator[Finding]:
     for launch in case.launches:
         count = _count(launch)
         if count is None or count < 2:

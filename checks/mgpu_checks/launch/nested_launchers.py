@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mgpu_checks.launch import LAUNCHER_COMMANDS, bare_command, remove_before, replace_words, typed_rank_layers
+from mgpu_checks.verdict import confirmed, each_rank, place_of, probed, subject_of
 from mgpu_doctor.authoring import (
     Case,
     Edit,
@@ -18,6 +19,7 @@ from mgpu_doctor.authoring import (
     Rule,
     Severity,
     delete_words,
+    observed,
     report,
 )
 
@@ -45,9 +47,15 @@ RULE = Rule(
         ),
         Example("torchrun as if it were a script", "accelerate launch --num_processes 4 torchrun train.py", facts=None),
         Example("one torchrun for each MPI process", "mpirun -np 8 torchrun --nproc_per_node 8 train.py"),
+        Example(
+            "seen: four processes in two groups",
+            "bash -c ./start.sh",
+            observation=probed([0, 1, 0, 1], world_size=[2, 2, 2, 2], rank=[0, 1, 0, 1]),
+        ),
         Example("deepspeed in torchrun", "torchrun --nproc_per_node 2 --no_python deepspeed --num_gpus 2 train.py"),
     ),
     good=(
+        Example("seen: one group", "bash -c ./start.sh", observation=probed([0, 1])),
         Example("the module that starts nothing", "torchrun --nproc_per_node 4 -m llamafactory.launcher sft.yaml"),
         Example("one for each host", "mpirun -np 2 -npernode 1 --hostfile h torchrun --nproc_per_node 8 train.py"),
         Example("the command alone", "llamafactory-cli train sft.yaml"),
@@ -80,7 +88,33 @@ RULE = Rule(
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """One finding for each launch with a launcher inside a launcher."""
+    """One finding for each launch with a launcher inside a launcher, said beforehand or seen in a run."""
+    said = [*_said(case)]
+    seen = [*_seen(case)]
+    yield from confirmed(said, (finding.message for finding in seen)) if said else seen
+
+
+def _seen(case: Case) -> Iterator[Finding]:
+    """Several groups of several processes, out of one command."""
+    if case.observation is None:
+        return
+    ranks = observed.present(case.observation)
+    groups = observed.group_count(case.observation)
+    size = observed.world_of(ranks[0]) if ranks else None
+    if groups is None or groups < 2 or size is None or size < 2:
+        return
+    yield report(
+        RULE,
+        f"{len(ranks)} processes ran, in {groups} groups of {size}: a launcher was started {groups} times, each time "
+        "with a job of its own.",
+        place_of(case),
+        subject=subject_of(case),
+        evidence=each_rank(ranks),
+        fix=Fix("start the launcher once"),
+    )
+
+
+def _said(case: Case) -> Iterator[Finding]:
     for launch in case.launches:
         layers = typed_rank_layers(launch)
         if not layers:
