@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import types
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mgpu_doctor.collect import gpus, host
+from mgpu_doctor.collect import attempt, gpus, host, machine
 from mgpu_doctor.collect.environment import MASK, masked, relevant
 from mgpu_doctor.collect.machine import ALL, ORIGIN, UNASKED, accelerate_default_config, this_machine
+from mgpu_doctor.model.facts import Facts
 from mgpu_doctor.model.known import Unknown
 
 
@@ -196,14 +199,53 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.gpus == found.driver == found.processes == Unknown("no NVIDIA driver is loaded on this machine")
 
 
-def test_host() -> None:
-    interfaces = host.interfaces()
-    assert not isinstance(interfaces, Unknown)
-    assert interfaces["lo"] == "127.0.0.1"
-    memory = host.host_memory_gib()
-    assert isinstance(memory, float)
-    assert memory > 0
-    limits = host.limits()
-    assert not isinstance(limits, Unknown)
-    assert set(limits) == {"memlock_kib", "nofile", "nproc"}
-    assert host.container({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is not None
+def test_what_fails_or_hangs_spoils_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+
+    def fail(*_: object) -> dict[str, Any]:
+        raise ZeroDivisionError("no such luck")
+
+    def hang(*_: object) -> dict[str, Any]:
+        gate.wait(60)
+        return {}
+
+    answers = {"gpus": fail, "ports": hang, "accelerate_config": lambda *_: {"accelerate_default_config": "x: 1"}}
+    parts = [machine._Part(part.need, part.fields, answers.get(part.need, part.look)) for part in machine._PARTS]
+    monkeypatch.setattr(machine, "_PARTS", tuple(parts))
+    monkeypatch.setattr(attempt.look_at_all, "__defaults__", (0.5,))
+    try:
+        facts = this_machine(frozenset({"gpus", "ports", "accelerate_config", "interfaces"}))
+    finally:
+        gate.set()
+    assert facts.gpus == facts.driver == Unknown("looking for it failed: ZeroDivisionError: no such luck")
+    assert facts.ports_in_use == Unknown("the machine did not answer within 0.5 s")
+    assert facts.accelerate_default_config == "x: 1"
+    assert not isinstance(facts.interfaces, Unknown)
+    assert facts.packages == UNASKED
+
+
+def test_one_collector_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> float:
+        raise OSError("the disk is on fire")
+
+    monkeypatch.setattr(host, "cpu_count", fail)
+    facts = this_machine(frozenset({"host"}))
+    assert facts.cpu_count == Unknown("looking for it failed: OSError: the disk is on fire")
+    assert isinstance(facts.host_memory_gib, float)
+
+
+def test_what_one_part_does_not_know_another_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    def part(need: str, value: object) -> machine._Part:
+        return machine._Part(need, ("nvswitch",), lambda *_: {"nvswitch": value})
+
+    ignorance = Unknown("not seen")
+    for first, second, known in ((True, ignorance, True), (ignorance, False, False), (True, False, False)):
+        monkeypatch.setattr(machine, "_PARTS", (part("host", first), part("gpus", second)))
+        assert this_machine(frozenset({"host", "gpus"})).nvswitch is known
+
+
+def test_every_part_fills_its_facts() -> None:
+    for part in machine._PARTS:
+        found = part.look(dict(os.environ), None)
+        assert set(part.fields) <= set(found), part.need
+        assert set(found) <= {field.name for field in fields(Facts)}

@@ -401,7 +401,7 @@ PROCESS_KEYS: Mapping[str, Reader] = {
 }
 PYTHON_KEYS: Mapping[str, Reader] = {"executable": read_text, "prefix": read_text, "version": read_text}
 HOLDER_KEYS: Mapping[str, Reader] = {"pid": _whole, "command": read_text}
-PATH_KEYS: Mapping[str, Reader] = {"mode": read_text, "kind": read_text, "free_gib": read_number}
+PATH_KEYS: Mapping[str, Reader] = {"mode": read_text, "kind": read_text, "free_gib": read_number, "writable": read_flag}
 MODEL_KEYS: Mapping[str, Reader] = {"parameters": read_number, "dtype": read_text}
 
 

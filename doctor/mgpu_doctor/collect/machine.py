@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from mgpu_doctor.collect.environment import relevant
 from mgpu_doctor.model.facts import Facts
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.record import dataclass
 
 ORIGIN = "this machine"
 
@@ -16,7 +18,7 @@ UNASKED = Unknown("not looked at: nothing needed it")
 
 LARGEST_CONFIG = 1024 * 1024
 
-ALL = frozenset({"environment", "gpus", "packages", "ports", "interfaces", "accelerate_config", "host"})
+ALL = frozenset({"environment", "gpus", "packages", "ports", "interfaces", "accelerate_config", "host", "storage"})
 """Everything that can be asked for."""
 
 
@@ -28,49 +30,58 @@ def this_machine(needs: frozenset[str] = ALL, python: str | None = None) -> Fact
     None for the one that a command would use.
     """
     variables = os.environ
-    values: dict[str, Any] = {}
-    for need in sorted(needs):
-        values.update(_LOOKS[need](variables, python))
-    return Facts(**{**_unasked(), **values})
+    values: dict[str, Any] = dict.fromkeys(_FACTS, UNASKED)
+    if "environment" in needs:
+        # Known at once, and often all that is asked for: not worth a thread.
+        values.update(_environment(variables))
+    wanted = [part for part in _PARTS if part.need in needs]
+    if wanted:
+        from mgpu_doctor.collect.attempt import Look, look_at_all
+
+        looks = [Look(part.fields, partial(part.look, variables, python)) for part in wanted]
+        for found in look_at_all(looks):
+            # Two parts may know the same: what one of them does not know, the other may.
+            for name, value in found.items():
+                if not isinstance(value, Unknown) or isinstance(values.get(name, UNASKED), Unknown):
+                    values[name] = value
+    return Facts(origin=ORIGIN, **values)
 
 
-def _unasked() -> dict[str, Any]:
-    names = (
-        "gpus",
-        "gpu_processes",
-        "driver",
-        "platform",
-        "packages",
-        "torch_cuda",
-        "environment",
-        "which",
-        "shebangs",
-        "ports_in_use",
-        "interfaces",
-        "accelerate_default_config",
-        "host_memory_gib",
-        "shm_gib",
-        "limits",
-        "container",
-        "environment_names",
-        "conda",
-    )
-    return {"origin": ORIGIN, **dict.fromkeys(names, UNASKED)}
-
-
-def _environment(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+def _environment(variables: Mapping[str, str]) -> dict[str, Any]:
     return {"environment": relevant(variables), "environment_names": frozenset(variables)}
 
 
-def _gpus(_variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+def _gpus(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
     from mgpu_doctor.collect.gpus import inventory
 
-    found = inventory()
-    return {"gpus": found.gpus, "gpu_processes": found.processes, "driver": found.driver}
+    found = inventory(variables=variables)
+    return {
+        "gpus": found.gpus,
+        "gpu_processes": found.processes,
+        "driver": found.driver,
+        "nvml_error": found.nvml_error,
+        "driver_cuda": found.driver_cuda,
+        "topology": found.topology,
+        "peer_access": found.peer_access,
+        "nvswitch": found.nvswitch,
+    }
+
+
+def _driver(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+    from mgpu_doctor.collect import driver
+    from mgpu_doctor.collect.attempt import attempt
+    from mgpu_doctor.collect.kernel_log import xid_errors
+
+    seen = attempt(lambda: driver.nvidia_seen(variables))
+    return {
+        "driver_module": attempt(driver.module_version),
+        "device_nodes": attempt(driver.device_nodes),
+        "xid_errors": attempt(xid_errors) if seen else driver.NOTHING_SEEN,
+    }
 
 
 def _packages(variables: Mapping[str, str], python: str | None) -> dict[str, Any]:
-    from mgpu_doctor.collect.packages import commands_on_path, find_environment, shebangs_of, torch_cuda
+    from mgpu_doctor.collect.packages import COMMANDS, commands_on_path, find_environment, shebangs_of, torch_cuda
 
     places = commands_on_path(variables.get("PATH"))
     found = find_environment(python, places, variables)
@@ -80,7 +91,7 @@ def _packages(variables: Mapping[str, str], python: str | None) -> dict[str, Any
         "site_packages": found.sites,
         "conda": found.conda,
         "torch_cuda": torch_cuda(found),
-        "which": places,
+        "which": {**dict.fromkeys(COMMANDS), **places},
         "shebangs": shebangs_of(places.values()),
     }
 
@@ -92,20 +103,63 @@ def _ports(_variables: Mapping[str, str], _python: str | None) -> dict[str, Any]
 
 
 def _interfaces(_variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
-    from mgpu_doctor.collect.host import interfaces
+    from mgpu_doctor.collect import network
+    from mgpu_doctor.collect.attempt import attempt
 
-    return {"interfaces": interfaces()}
+    return {"interfaces": attempt(network.interfaces), "infiniband": attempt(network.infiniband)}
 
 
 def _host(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
     from mgpu_doctor.collect import host
+    from mgpu_doctor.collect.attempt import attempt
+    from mgpu_doctor.collect.cgroup import Allowance, allowance
+
+    allowed = attempt(allowance)
+    group = Allowance() if isinstance(allowed, Unknown) else allowed
+    shared = attempt(host.shared_memory)
+    size, free = (shared, shared) if isinstance(shared, Unknown) else shared
+    return {
+        "platform": attempt(host.platform),
+        "host_memory_gib": attempt(lambda: host.host_memory_gib(group)),
+        "host_memory_free_gib": attempt(lambda: host.host_memory_free_gib(group)),
+        "cpu_count": attempt(lambda: host.cpu_count(group)),
+        "shm_gib": size,
+        "shm_free_gib": free,
+        "limits": attempt(lambda: host.limits(group)),
+        "container": attempt(lambda: host.container(variables)),
+        "scheduler": attempt(lambda: host.scheduler(variables)),
+    }
+
+
+def _bus(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+    from mgpu_doctor.collect import pci, services
+    from mgpu_doctor.collect.attempt import attempt
+    from mgpu_doctor.collect.host import container
+
+    switched = attempt(pci.nvswitch)
+    found: dict[str, Any] = {
+        "nvswitch": switched,
+        "iommu": attempt(pci.iommu),
+        "pci_acs": attempt(pci.access_control),
+        "services": {},
+        "fabric_manager_version": Unknown("not looked at: no GPU of this machine could be joined by NVSwitches"),
+    }
+    if switched is not False:
+        runtime = container(variables)
+        state = attempt(lambda: services.fabric_manager(runtime))
+        found["services"] = state if isinstance(state, Unknown) else {services.FABRIC_MANAGER: state}
+        found["fabric_manager_version"] = attempt(lambda: services.fabric_manager_version(runtime))
+    return found
+
+
+def _storage(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+    from mgpu_doctor.collect import hub, places
+    from mgpu_doctor.collect.attempt import attempt
 
     return {
-        "platform": host.platform(),
-        "host_memory_gib": host.host_memory_gib(),
-        "shm_gib": host.shm_gib(),
-        "limits": host.limits(),
-        "container": host.container(variables),
+        "hub_cache_path": attempt(lambda: hub.cache_path(variables)),
+        "hub_cache": attempt(lambda: hub.cached(variables)),
+        "paths": attempt(lambda: places.paths(variables)),
     }
 
 
@@ -138,12 +192,56 @@ def accelerate_default_config(variables: Mapping[str, str]) -> str | Unknown | N
         return Unknown(f"{path} is not UTF-8 text")
 
 
-_LOOKS: Mapping[str, Callable[[Mapping[str, str], str | None], dict[str, Any]]] = {
-    "environment": _environment,
-    "gpus": _gpus,
-    "packages": _packages,
-    "ports": _ports,
-    "interfaces": _interfaces,
-    "accelerate_config": _accelerate_config,
-    "host": _host,
-}
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of the machine: what it is asked for by, the facts that it tells, and how it is looked at.
+
+    Where two parts tell the same, the later one of :data:`_PARTS` knows better, unless it does not know.
+    """
+
+    need: str
+    fields: tuple[str, ...]
+    look: Callable[[Mapping[str, str], str | None], dict[str, Any]]
+
+
+_PARTS = (
+    _Part("host", ("nvswitch", "iommu", "pci_acs", "services", "fabric_manager_version"), _bus),
+    _Part("gpus", ("driver_module", "device_nodes", "xid_errors"), _driver),
+    _Part(
+        "gpus",
+        (
+            "gpus",
+            "gpu_processes",
+            "driver",
+            "nvml_error",
+            "driver_cuda",
+            "topology",
+            "peer_access",
+            "nvswitch",
+        ),
+        _gpus,
+    ),
+    _Part("packages", ("packages", "conda", "torch_cuda", "which", "shebangs"), _packages),
+    _Part("ports", ("ports_in_use",), _ports),
+    _Part("interfaces", ("interfaces", "infiniband"), _interfaces),
+    _Part("accelerate_config", ("accelerate_default_config",), _accelerate_config),
+    _Part(
+        "host",
+        (
+            "platform",
+            "host_memory_gib",
+            "host_memory_free_gib",
+            "cpu_count",
+            "shm_gib",
+            "shm_free_gib",
+            "limits",
+            "container",
+            "scheduler",
+        ),
+        _host,
+    ),
+    _Part("storage", ("hub_cache_path", "hub_cache", "paths"), _storage),
+)
+_FACTS = tuple(
+    name for name in Facts.__match_args__ if name not in {"origin", "python", "free_ports", "site_packages", "other"}
+)

@@ -110,11 +110,16 @@ class PythonInfo:
 
 @dataclass(frozen=True, slots=True)
 class PathInfo:
-    """What is known about a path on the machine: ``mode`` as ``ls -l`` writes it (``-rw-r--r--``)."""
+    """What is known about a path on the machine.
+
+    ``mode`` as ``ls -l`` writes it (``-rw-r--r--``); ``kind`` is ``file``, ``directory`` or ``missing``; ``free_gib``
+    what this user may still write there, and ``writable`` whether it may write at all (make it, where it is missing).
+    """
 
     mode: str | Unknown = NOT_LOOKED
     kind: str | Unknown = NOT_LOOKED
     free_gib: float | Unknown = NOT_LOOKED
+    writable: bool | Unknown = NOT_LOOKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +159,22 @@ class Facts:
     paths: Mapping[str, PathInfo] | Unknown = NOT_LOOKED
     ports_in_use: Mapping[int, PortHolder] | Unknown = NOT_LOOKED
     interfaces: Mapping[str, str] | Unknown = NOT_LOOKED
+    """Network interfaces with their first IPv4 address, or IPv6 address where they have no other; empty without any."""
     reachable: Mapping[str, bool] | Unknown = NOT_LOOKED
     """Whether a host answers: ``{"huggingface.co": False}`` on an offline machine."""
     accelerate_default_config: str | Unknown | None = NOT_LOOKED
     """The text of accelerate's default config file; None when there is none."""
     models: Mapping[str, ModelInfo] | Unknown = NOT_LOOKED
     hub_cache: tuple[str, ...] | Unknown = NOT_LOOKED
+    """What the hub's cache holds files of: models as ``org/name``, data sets as ``datasets/org/name``."""
     host_memory_gib: float | Unknown = NOT_LOOKED
     shm_gib: float | Unknown = NOT_LOOKED
     limits: Mapping[str, object] | Unknown = NOT_LOOKED
+    """Limits of a process started here, -1 for unlimited: ``memlock_kib``, ``nofile``, ``nproc``, ``stack_kib``, each
+    with ``_hard`` behind it for the hard limit; ``cgroup_memory_gib`` and ``cgroup_pids`` where a group sets them."""
     container: str | Unknown | None = NOT_LOOKED
-    """The container runtime, None outside any."""
+    """The container runtime, None outside any: ``docker``, ``podman``, ``apptainer``, ``containerd`` (Kubernetes),
+    ``lxc``, ``systemd-nspawn``; ``wsl`` under the Windows Subsystem for Linux."""
     environment_names: frozenset[str] | Unknown = NOT_LOOKED
     """The names of all variables that are set, those included whose values ``environment`` leaves out."""
     free_ports: tuple[int, ...] = ()
@@ -185,12 +195,16 @@ class Facts:
     ``nvidia-smi topo -p2p r`` (``chipset not supported``, ``GPU not supported``, ``topology not supported``,
     ``disabled by regkey``, ``not supported``, ``unknown``)."""
     iommu: str | Unknown = NOT_LOOKED
+    """``disabled``, ``passthrough`` or ``enabled`` (it translates what devices send)."""
     pci_acs: Mapping[str, str] | Unknown = NOT_LOOKED
-    """PCI bridges with access control services: ``{"0000:00:01.1": "enabled"}``."""
+    """PCI bridges above GPUs that have access control services: ``{"0000:00:01.1": "enabled"}`` where traffic between
+    peers is redirected, otherwise ``disabled``."""
     infiniband: Mapping[str, str] | Unknown = NOT_LOOKED
-    """State of the first port of each InfiniBand or RoCE device: ``{"mlx5_0": "ACTIVE"}``; empty without any."""
+    """State of the first port of each InfiniBand or RoCE device: ``{"mlx5_0": "ACTIVE"}``; empty without any.
+    ``NO DEVICE FILE`` for one that this process cannot open, an empty state where it is not told."""
     services: Mapping[str, str] | Unknown = NOT_LOOKED
-    """System services and their state: ``{"nvidia-fabricmanager": "failed"}``."""
+    """System services and their state (``active``, ``inactive``, ``failed``, ``not installed``):
+    ``{"nvidia-fabricmanager": "failed"}``; absent where it was not looked for, or could not be told."""
     fabric_manager_version: str | Unknown | None = NOT_LOOKED
     site_packages: tuple[str, ...] = ()
     """Directories that hold the interpreter's packages, on this machine; empty for any other."""

@@ -138,11 +138,9 @@ class LocalWorkspace:
 
     def storage(self, path: str, directory: str | Unknown | None = None) -> Storage | Unknown:
         """Where something would be written to; Unknown where the machine is not this one and its facts do not tell."""
-        told = _told_storage(path, self._facts)
-        if told is not None:
-            return told
         if self._facts.origin != _HERE or self._only_text:
-            return Unknown(_elsewhere(path))
+            told = _told_storage(path, self._facts)
+            return Unknown(_elsewhere(path)) if told is None else told
         place = self._place(path, directory)
         if isinstance(place, Unknown):
             return place
@@ -254,8 +252,10 @@ def _told_storage(path: str, facts: Facts) -> Storage | None:
     info = known[at]
     kind = _kind_of(info)
     mode = info.mode
-    # Whose directory it is, is not known: only without any right to write is it sure.
-    writable = False if isinstance(mode, str) and "w" not in mode else Unknown("the facts do not tell whose it is")
+    writable = info.writable
+    if isinstance(writable, Unknown):
+        # Whose directory it is, is not known: only without any right to write is it sure.
+        writable = False if isinstance(mode, str) and "w" not in mode else Unknown("the facts do not tell whose it is")
     return Storage(
         at, "directory" if isinstance(kind, Unknown) else kind, at == path.rstrip("/"), writable, info.free_gib, mode
     )
