@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mgpu_checks.stack import is_here
+from mgpu_checks.stack.attention import Request, requests
 from mgpu_doctor.authoring import (
     Case,
-    Edit,
     Example,
     Finding,
     Fix,
-    Launch,
-    Location,
     Reference,
     Rule,
     Severity,
-    Span,
+    Signature,
     Unknown,
-    dataclass,
     is_before,
-    pattern,
-    replace,
     report,
 )
 
@@ -51,6 +47,11 @@ RULE = Rule(
             },
         ),
         Example("LLaMA-Factory's option", "llamafactory-cli train --stage sft --flash_attn fa2"),
+        Example(
+            "FlashAttention 1",
+            "torchrun --nproc_per_node 4 sft.py --attn_implementation flash_attention_2",
+            facts={"packages": {**PACKAGES, "flash-attn": "1.0.9"}},
+        ),
         Example(
             "LLaMA-Factory's file",
             "llamafactory-cli train sft.yaml",
@@ -92,6 +93,10 @@ RULE = Rule(
             "raises ImportError when flash_attn is not installed",
         ),
         Reference(
+            "transformers 4.45.2, modeling_utils.py _check_and_enable_flash_attn_2()",
+            "the same for a flash_attn older than 2.1.0",
+        ),
+        Reference(
             "transformers 4.56.2 and 4.57.6, modeling_utils.py",
             "falls back to a kernel from the hub when the package kernels is installed",
         ),
@@ -102,84 +107,61 @@ RULE = Rule(
     ),
     fix="install flash-attn, or choose sdpa",
     fixable=True,
+    signatures=(
+        Signature(
+            r"the package flash_attn seems to be not installed|you need flash_attn package version to be greater or",
+            "transformers 4.45.2 and 4.52.4, modeling_utils.py _check_and_enable_flash_attn_2()",
+            "ImportError: FlashAttention2 has been toggled on, but it cannot be used due to the following error: the "
+            "package flash_attn seems to be not installed. Please refer to the documentation of "
+            "https://huggingface.co/docs/transformers/perf_infer_gpu_one#flashattention-2 to install Flash "
+            "Attention 2.",
+        ),
+    ),
 )
 
-WANTED = frozenset({"flash_attention_2", "flash_attn_2", "fa2", "flash_attn"})
+OLDEST = (2, 1)
 KERNELS_SINCE = (4, 56)
-IN_PROGRAM = pattern(r"(?:attn_implementation=['\"]?flash_attention_2['\"]?|use_flash_attention_2=True)(?:,|$)")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """Where flash attention is asked for: the words for people, the place of the value, and what would do instead."""
-
-    shown: str
-    location: Location
-    value_span: Span | None
-    instead: str
-    severity: Severity
 
 
 def find(case: Case) -> Iterator[Finding]:
     """Requests for FlashAttention-2 on a machine whose packages are known and lack it."""
-    requests = [request for launch in case.launches for request in _requests(launch)]
-    if not requests:
+    asked = [request for launch, request in requests(case.launches) if is_here(case, launch)]
+    if not asked:
         return
     packages = case.require(case.facts.packages)
-    if not {"torch", "transformers"} & set(packages) or any(name.startswith("flash-attn") for name in packages):
+    if not {"torch", "transformers"} & set(packages):
+        return
+    installed = packages.get("flash-attn")
+    others = any(name.startswith("flash-attn") and name != "flash-attn" for name in packages)
+    if others or (installed is not None and is_before(installed, *OLDEST) is not True):
         return
     if "kernels" in packages and is_before(packages.get("transformers"), *KERNELS_SINCE) is False:
         return
-    seen = set()
-    for request in requests:
-        key = (request.location.source.name, request.location.span)
-        if key not in seen:
-            seen.add(key)
-            yield _finding(request)
+    for request in asked:
+        yield _finding(request, installed, _may_be_installed(case))
 
 
-def _requests(launch: Launch) -> Iterator[Request]:
-    llamafactory = launch.target.framework == "llamafactory"
-    name = "flash_attn" if llamafactory else "attn_implementation"
-    severity = Severity.WARNING if llamafactory else Severity.ERROR
-    names = [name, "attn_impl"] if launch.target.framework == "swift" else [name]
-    argument = launch.target.argument(*names)
-    if argument is not None and argument.value in WANTED:
-        word = argument.values[0]
-        place = launch.command.locate(argument.span)
-        span = word.span if word.origin is None else None
-        yield Request(f"{argument.flag} {argument.value}", place, span, "sdpa", severity)
-    for config in launch.target.configs:
-        value, place_in_file = config.get(name), config.locate(name)
-        if isinstance(value, str) and value in WANTED and place_in_file is not None:
-            span = config.values[(name,)].span
-            yield Request(f"{name}: {value}", place_in_file, span, "sdpa", severity)
-    program = launch.target.program
-    if not isinstance(program, Unknown):
-        for seen in program.all("from-pretrained"):
-            if IN_PROGRAM.search(seen.detail):
-                place = program.locate(seen)
-                text = program.source.slice(seen.span)
-                at = text.find("flash_attention_2")
-                start = seen.span.start + at
-                quoted = at > 0 and text[at - 1] in "'\""
-                span = Span(start, start + len("flash_attention_2")) if quoted else None
-                yield Request("attn_implementation=flash_attention_2", place, span, "sdpa", severity)
+def _may_be_installed(case: Case) -> bool:
+    """Whether flash-attn could run here: no GPU is known to be older than Ampere."""
+    gpus = () if isinstance(case.facts.gpus, Unknown) else case.facts.gpus
+    capabilities = [gpu.compute_capability for gpu in gpus if not isinstance(gpu.compute_capability, Unknown)]
+    return all(capability >= (8, 0) for capability in capabilities)
 
 
-def _finding(request: Request) -> Finding:
-    edits: tuple[Edit, ...] = ()
-    if request.value_span is not None:
-        edits = (replace(request.location.source, request.value_span, request.instead),)
+def _finding(request: Request, installed: str | None, other_way: bool) -> Finding:
     if request.severity is Severity.ERROR:
         effect = "transformers stops with an ImportError while it loads the model"
     else:
         effect = "LLaMA-Factory warns and runs with another attention"
+    lack = (
+        "is not installed" if installed is None else f"is {installed}, older than the 2.1.0 that transformers asks for"
+    )
+    ways = (Fix("install flash-attn", commands=("pip install flash-attn --no-build-isolation",)),) if other_way else ()
     return report(
         RULE,
-        f"{request.shown} needs flash-attn, which is not installed: {effect}.",
+        f"{request.shown} needs flash-attn, which {lack}: {effect}.",
         request.location,
         severity=request.severity,
-        fix=Fix("use torch's own attention (sdpa)", edits),
-        alternatives=(Fix("install flash-attn", commands=("pip install flash-attn --no-build-isolation",)),),
+        fix=Fix("use torch's own attention (sdpa)", request.edits),
+        alternatives=ways,
     )
