@@ -79,8 +79,8 @@ def _number(launch: Launch, names: tuple[str, ...]) -> int:
 
 
 def _physical(launch: Launch, processes: int, split: int) -> frozenset[int] | None:
-    """Of a launch with ranks, those that they select; of any other, all that it can see."""
-    if processes > 1 and split == 1 and not isinstance(launch.ranks, Unknown):
+    """Of a launcher's ranks, those that they select; of any other launch, all that it can see."""
+    if processes > 1 and split == 1 and launch.distributed_layers and not isinstance(launch.ranks, Unknown):
         own = {rank.physical_index for rank in launch.ranks if rank.node == 0}
         found = frozenset(index for index in own if isinstance(index, int))
         return found if len(found) == len(own) else None

@@ -41,8 +41,8 @@ RULE = Rule(
     summary="Memory of a GPU is in use, but no living process is listed for it.",
     why=(
         "A job that was killed in the middle can leave processes behind that hold its memory: data-loader workers, "
-        "ranks of a dead launcher, a process stuck in the driver. nvidia-smi may not list them, and the next job finds the "
-        "GPU full. They keep the device file open, by which they can be found."
+        "ranks of a dead launcher, a process stuck in the driver. nvidia-smi may not list them, and the next job "
+        "finds the GPU full. They keep the device file open, by which they can be found."
     ),
     bad=(
         Example("no process is listed", facts={"gpus": _HELD, "gpu_processes": []}),
