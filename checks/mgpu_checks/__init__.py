@@ -76,6 +76,7 @@ MODULES: tuple[str, ...] = (
     "stack.flash_attn_unsupported_gpu",
     "stack.flash_attn_switch_unread",
     "stack.variable_unread",
+    "stack.precision_unsupported",
     "engine.config_single_process",
     "engine.default_config_used",
     "engine.config_contradictory",
