@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 import threading
-import types
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mgpu_doctor.collect import attempt, gpus, host, machine
+from mgpu_doctor.collect import attempt, host, machine
 from mgpu_doctor.collect.environment import MASK, masked, relevant
 from mgpu_doctor.collect.machine import ALL, ORIGIN, UNASKED, accelerate_default_config, this_machine
 from mgpu_doctor.model.facts import Facts
@@ -88,115 +87,6 @@ def test_default_configuration_of_accelerate(tmp_path: Path) -> None:
     other.write_bytes(b"\xff")
     assert isinstance(accelerate_default_config({"XDG_CACHE_HOME": str(tmp_path / "xdg")}), Unknown)
     assert accelerate_default_config({"HF_HOME": str(tmp_path)}) is None
-
-
-class FakeNvml(types.ModuleType):
-    """As much of pynvml as is asked; two GPUs, the second without a name."""
-
-    class NVMLError(Exception):
-        pass
-
-    class NVMLError_NotSupported(NVMLError):  # noqa: N801, N818 - pynvml's own name
-        pass
-
-    NVML_DEVICE_MIG_ENABLE = 1
-
-    def __init__(self) -> None:
-        super().__init__("pynvml")
-        self.closed = False
-
-    def nvmlInit(self) -> None: ...  # noqa: N802
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.closed = True
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-        return index
-
-    def nvmlSystemGetDriverVersion(self) -> bytes:  # noqa: N802
-        return b"550.54.15"
-
-    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
-        if handle == 1:
-            raise self.NVMLError("Unknown Error")
-        return "NVIDIA L4"
-
-    def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
-        return f"MIG-{handle}" if handle > 9 else f"GPU-{handle}"
-
-    def nvmlDeviceGetMemoryInfo(self, _handle: int) -> Any:  # noqa: N802
-        return types.SimpleNamespace(total=24 * 2**30)
-
-    def nvmlDeviceGetCudaComputeCapability(self, _handle: int) -> tuple[int, int]:  # noqa: N802
-        return (8, 9)
-
-    def nvmlDeviceGetPciInfo(self, handle: int) -> Any:  # noqa: N802
-        return types.SimpleNamespace(busId=f"00000000:0{handle}:00.0".encode())
-
-    def nvmlDeviceGetMigMode(self, handle: int) -> tuple[int, int]:  # noqa: N802
-        if handle == 0:
-            raise self.NVMLError_NotSupported
-        return (1, 1)
-
-    def nvmlDeviceGetMaxMigDeviceCount(self, _handle: int) -> int:  # noqa: N802
-        return 2
-
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, _handle: int, index: int) -> int:  # noqa: N802
-        if index == 1:
-            raise self.NVMLError("Not Found")
-        return 10
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
-        return [types.SimpleNamespace(pid=2**22 + 7, usedGpuMemory=None)] if handle == 0 else []
-
-
-@pytest.fixture
-def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    fake = FakeNvml()
-    monkeypatch.setitem(sys.modules, "pynvml", fake)
-    monkeypatch.setattr(gpus, "_SIGNS", ("/",))
-    return fake
-
-
-def test_inventory(nvml: FakeNvml) -> None:
-    found = gpus.inventory()
-    assert not isinstance(found.gpus, Unknown)
-    first, second = found.gpus
-    assert (first.name, first.uuid, first.memory_gib, first.compute_capability) == ("NVIDIA L4", "GPU-0", 24.0, (8, 9))
-    assert first.pci_bus_id == "00000000:00:00.0"
-    assert first.mig == ()
-    assert isinstance(second.name, Unknown)
-    assert second.mig == ("MIG-10",)
-    assert found.driver == "550.54.15"
-    assert not isinstance(found.processes, Unknown)
-    assert [process.gpu for process in found.processes] == [0]
-    assert isinstance(found.processes[0].command, Unknown)
-    assert nvml.closed
-
-
-def test_nvml_that_does_not_answer(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    never = threading.Event()
-    monkeypatch.setattr(nvml, "nvmlInit", never.wait)
-    found = gpus.inventory(deadline_s=0.05)
-    never.set()
-    assert found.gpus == Unknown("NVML did not answer within 0.05 s")
-
-
-def test_nvml_that_cannot_start(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise nvml.NVMLError("Driver/library version mismatch")
-
-    monkeypatch.setattr(nvml, "nvmlInit", fail)
-    assert gpus.inventory().gpus == Unknown("NVML cannot start: Driver/library version mismatch")
-
-
-def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "_SIGNS", ())
-    found = gpus.inventory()
-    assert found.gpus == found.driver == found.processes == Unknown("no NVIDIA driver is loaded on this machine")
 
 
 def test_what_fails_or_hangs_spoils_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

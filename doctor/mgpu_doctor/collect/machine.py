@@ -52,9 +52,16 @@ def _environment(variables: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _gpus(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+    from mgpu_doctor.collect import driver
+    from mgpu_doctor.collect.attempt import attempt
     from mgpu_doctor.collect.gpus import inventory
 
     found = inventory(variables=variables)
+    module, nodes = attempt(driver.module_version), attempt(driver.device_nodes)
+    if found.nvml_error is None and found.gpus:
+        # A sandbox may answer for a driver without showing its traces.
+        hidden = Unknown("the driver works, but this cannot be seen from here")
+        module, nodes = hidden if module is None else module, nodes or hidden
     return {
         "gpus": found.gpus,
         "gpu_processes": found.processes,
@@ -64,20 +71,16 @@ def _gpus(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
         "topology": found.topology,
         "peer_access": found.peer_access,
         "nvswitch": found.nvswitch,
+        "driver_module": module,
+        "device_nodes": nodes,
     }
 
 
-def _driver(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+def _kernel_log(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
     from mgpu_doctor.collect import driver
-    from mgpu_doctor.collect.attempt import attempt
     from mgpu_doctor.collect.kernel_log import xid_errors
 
-    seen = attempt(lambda: driver.nvidia_seen(variables))
-    return {
-        "driver_module": attempt(driver.module_version),
-        "device_nodes": attempt(driver.device_nodes),
-        "xid_errors": attempt(xid_errors) if seen else driver.NOTHING_SEEN,
-    }
+    return {"xid_errors": xid_errors() if driver.nvidia_seen(variables) else driver.NOTHING_SEEN}
 
 
 def _packages(variables: Mapping[str, str], python: str | None) -> dict[str, Any]:
@@ -206,7 +209,7 @@ class _Part:
 
 _PARTS = (
     _Part("host", ("nvswitch", "iommu", "pci_acs", "services", "fabric_manager_version"), _bus),
-    _Part("gpus", ("driver_module", "device_nodes", "xid_errors"), _driver),
+    _Part("gpus", ("xid_errors",), _kernel_log),
     _Part(
         "gpus",
         (
@@ -218,6 +221,8 @@ _PARTS = (
             "topology",
             "peer_access",
             "nvswitch",
+            "driver_module",
+            "device_nodes",
         ),
         _gpus,
     ),
