@@ -67,6 +67,7 @@ MODULES: tuple[str, ...] = (
     "hub.model_files_incomplete",
     "hub.dataset_not_registered",
     "hub.template_mismatch",
+    "hub.output_not_writable",
     "hub.endpoint_malformed",
     "stack.torch_without_cuda",
     "stack.driver_too_old",

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from mgpu_doctor.model import observed
 from mgpu_doctor.model.case import Case, Skip
 from mgpu_doctor.model.command import Command, Mark, Piece, Script, Variable, Word, Wrapper
-from mgpu_doctor.model.facts import Gpu, GpuProcess, PackageCopy, XidError
+from mgpu_doctor.model.facts import Gpu, GpuProcess, ModelInfo, PackageCopy, XidError
 from mgpu_doctor.model.finding import Edit, Evidence, Finding, Fix, Severity
 from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import (
@@ -35,7 +35,7 @@ from mgpu_doctor.model.program import ConfigFile, ConfigValue, Program, Seen
 from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.rule import Check, Example, Reference, Rule, Signature
 from mgpu_doctor.model.source import Location, Source, Span
-from mgpu_doctor.model.version import is_before, release_numbers
+from mgpu_doctor.model.version import Requirement, is_before, read_requirement, release_numbers, satisfies
 
 __all__ = [
     "RANK_LAUNCHERS",
@@ -60,6 +60,7 @@ __all__ = [
     "Location",
     "Mark",
     "ModelFolder",
+    "ModelInfo",
     "Observation",
     "Option",
     "OptionSpec",
@@ -72,6 +73,7 @@ __all__ = [
     "RankSeen",
     "Reference",
     "Release",
+    "Requirement",
     "Rule",
     "Script",
     "Seen",
@@ -97,9 +99,11 @@ __all__ = [
     "is_before",
     "observed",
     "pattern",
+    "read_requirement",
     "release_numbers",
     "replace",
     "report",
+    "satisfies",
 ]
 
 

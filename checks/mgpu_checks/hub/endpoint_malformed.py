@@ -139,6 +139,7 @@ _HOST = r"(?:\[[0-9A-Fa-f:.%\w]+\]|[\w*-][\w.*-]*)"
 _GOOD_ENDPOINT = pattern(rf"(?i)https?://(?:[^/@]*@)?{_HOST}(?::\d+)?(?:[/?#].*)?")
 _GOOD_PROXY = pattern(rf"(?i)(?:https?://|socks(?:4a?|5h?)://)?(?:[^/]*@)?{_HOST}(?::\d+)?/?")
 _SOCKS = pattern(r"(?i)socks(\w*)://")
+_USER = pattern(r"://[^/]*@")
 _SCHEME_SLIP = pattern(r"(?i)(https?)(?::/?|//)(?=[^/:])")
 
 
@@ -248,14 +249,19 @@ def _meant(value: str, scheme: str) -> str | None:
 
 
 def _shown(value: str) -> str:
-    return f"`{value}`"
+    return f"`{_masked(value)}`"
+
+
+def _masked(value: str) -> str:
+    """The value without the user and password that may stand in front of the host."""
+    return _USER.sub("://***@", value)
 
 
 def _report(launch: Launch, name: str, value: str, fault: _Fault, variable: Variable | None) -> Finding:
     asks = any(not is_local_path(given.text) for given in (*models(launch), *adapters(launch)))
     severity = fault.severity if asks else Severity.WARNING
     place = variable.location if variable is not None else None
-    title = f"write {name}={fault.meant}" if fault.meant else f"correct {name}, or unset it"
+    title = f"write {name}={_masked(fault.meant)}" if fault.meant else f"correct {name}, or unset it"
     edits: tuple[Edit, ...] = ()
     if place is not None and fault.meant is not None:
         text = place.source.slice(place.span)
@@ -263,7 +269,7 @@ def _report(launch: Launch, name: str, value: str, fault: _Fault, variable: Vari
         if value and at >= 0 and text.count(value) == 1:
             start = place.span.start + at
             edits = (replace(place.source, Span(start, start + len(value)), fault.meant),)
-    commands = (f"export {name}={fault.meant}",) if place is None and fault.meant is not None else ()
+    commands = (f"export {name}={fault.meant}",) if place is None and fault.meant and "@" not in fault.meant else ()
     return report(
         RULE,
         f"{name} {fault.what}: no request reaches the hub.",
