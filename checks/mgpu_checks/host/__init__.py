@@ -51,6 +51,8 @@ class Job:
 
 def jobs(case: Case) -> Iterator[Job]:
     """The launches that use GPUs of this machine; those in a container, elsewhere or on the CPU are left out."""
+    if case.facts.gpus == ():
+        return
     for launch in case.launches:
         if elsewhere(launch.command) or on_cpu(case, launch):
             continue

@@ -77,6 +77,9 @@ RULE = Rule(
         Example("one process", "python train.py", facts=_INSIDE, files={"train.py": ""}),
         Example("one GPU", facts={**_INSIDE, "gpus": [{"index": 0, "name": "NVIDIA A10", "memory_gib": 24}]}),
         Example("no GPU", facts={**_INSIDE, "gpus": []}),
+        Example(
+            "ranks on a machine without GPUs", "torchrun --nproc_per_node 2 train.py", facts={**_INSIDE, "gpus": []}
+        ),
         Example("not known", "torchrun --nproc_per_node 8 train.py"),
         Example("asked for", "docker run --gpus all --shm-size=16g img torchrun --nproc_per_node 8 train.py"),
         Example("the host's", "docker run --gpus all --ipc=host img torchrun --nproc_per_node 8 train.py"),
