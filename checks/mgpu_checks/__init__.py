@@ -72,6 +72,7 @@ MODULES: tuple[str, ...] = (
     "stack.torch_without_cuda",
     "stack.driver_too_old",
     "stack.gpu_arch_unsupported",
+    "stack.version_out_of_range",
     "stack.flash_attn_missing",
     "stack.flash_attn_abi",
     "stack.flash_attn_unsupported_gpu",

@@ -44,10 +44,10 @@ RULE = Rule(
     summary="bf16 or tf32 below compute capability 8.0, or fp8 below 8.9.",
     why=(
         "bfloat16 and TF32 came with Ampere (compute capability 8.0), FP8 with Ada and Hopper (8.9 and 9.0). On a "
-        "V100, T4 or RTX 20 card transformers' Trainer refuses bf16 with \"Your setup doesn't support bf16/gpu\", unless it "
-        "is 4.35 or newer with torch 2.3 or newer: these accept an emulation, which leaves the tensor cores unused. "
-        "`--tf32 True` is refused in every release, and accelerate takes fp16 where fp8 was asked for. fp16 runs on "
-        "all of them."
+        "V100, T4 or RTX 20 card transformers' Trainer refuses bf16 (\"Your setup doesn't support bf16/gpu\"), unless "
+        "transformers is 4.35 or newer and torch 2.3 or newer: these accept an emulation, which leaves the tensor "
+        "cores unused. `--tf32 True` is refused in every release, and accelerate takes fp16 where fp8 was asked for. "
+        "fp16 runs on all of them."
     ),
     bad=(
         Example(

@@ -6,7 +6,11 @@ compared here, without loading ``packaging``, which decides about all others (``
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
+
+from mgpu_doctor.model.pattern import pattern
+from mgpu_doctor.model.record import dataclass
 
 Key = tuple[tuple[int, ...], int, str]
 
@@ -70,3 +74,71 @@ def is_before(text: str | None, *wanted: int) -> bool | None:
     if key[1] == _NONE:
         return None
     return key < (_trimmed(wanted), _FINAL, "")
+
+
+_CLAUSE = pattern(r"\s*(===|~=|==|!=|<=|>=|<|>)\s*([\w.!+*-]+)\s*")
+_REQUIREMENT = pattern(r"\s*([A-Za-z0-9][\w.-]*)\s*(?:\[[^\]]*\])?\s*\(?([^;()@]*)\)?\s*(?:;(.*))?")
+
+
+def satisfies(version: str, specifiers: str) -> bool | None:
+    """Whether a version fulfils ``>=2.0,<3``; None when either cannot be read. No specifier at all is fulfilled.
+
+    Versions are compared as ``packaging.version`` orders them, local parts left out: ``2.1.0a0`` is not ``>=2.1.0``,
+    ``2.6.0+cu124`` is ``<=2.6.0``. Pre-releases are compared like all others.
+    """
+    key = version_key(version)
+    if key[1] == _NONE:
+        return None
+    answers = [_fulfils(key, clause) for clause in specifiers.split(",") if clause.strip()]
+    if False in answers:
+        return False
+    return None if None in answers else True
+
+
+def _fulfils(key: Key, clause: str) -> bool | None:
+    found = _CLAUSE.fullmatch(clause)
+    if found is None:
+        return None
+    operator, text = found.group(1), found.group(2)
+    if operator in ("==", "!=") and text.endswith(".*"):
+        return _starts_with(key, text[:-2]) if operator == "==" else not _starts_with(key, text[:-2])
+    wanted = version_key(text)
+    if wanted[1] == _NONE:
+        return None
+    if operator == "~=":
+        return key >= wanted and _starts_with(key, text.rpartition(".")[0])
+    answers = {
+        "===": key == wanted,
+        "==": key == wanted,
+        "!=": key != wanted,
+        "<=": key <= wanted,
+        ">=": key >= wanted,
+        "<": key < wanted,
+        ">": key > wanted,
+    }
+    return answers[operator]
+
+
+def _starts_with(key: Key, text: str) -> bool:
+    wanted = release_numbers(text)
+    padded = key[0] + (0,) * (len(wanted) - len(key[0]))
+    return padded[: len(wanted)] == wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A line of a distribution's metadata: normalised name, specifiers (may be empty), and its marker, if any."""
+
+    name: str
+    specifiers: str
+    marker: str | None
+
+
+def read_requirement(text: str) -> Requirement | None:
+    """``torch>=2.0; extra == "gpu"`` taken apart; None for a direct reference (``pkg @ https://…``) and for no line."""
+    found = _REQUIREMENT.fullmatch(text)
+    if found is None:
+        return None
+    name = re.sub(r"[-_.]+", "-", found.group(1)).lower()
+    marker = found.group(3)
+    return Requirement(name, found.group(2).strip(), marker.strip() if marker else None)

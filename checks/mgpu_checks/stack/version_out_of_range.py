@@ -1,0 +1,377 @@
+"""Installed versions break what the frameworks demand of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from mgpu_checks.engine import is_training, trains_with_arguments
+from mgpu_checks.stack import is_here, numbers, variable
+from mgpu_checks.stack.demands import CHECKED_WHEN_IMPORTED, DEMANDS, TORCHVISION, Demand
+from mgpu_doctor.authoring import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Location,
+    Reference,
+    Rule,
+    Severity,
+    Signature,
+    Unknown,
+    is_before,
+    read_requirement,
+    report,
+    satisfies,
+)
+
+_TRAINER = (
+    "from transformers import HfArgumentParser, Trainer, TrainingArguments\n\n"
+    "(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()\nTrainer(model, args).train()\n"
+)
+_SFT = {"sft.yaml": "stage: sft\ndo_train: true\nmodel_name_or_path: org/m\n"}
+_NEWER = {
+    "packages": {"torch": "2.6.0+cu124", "llamafactory": "0.9.3", "transformers": "4.55.0", "accelerate": "1.7.0"},
+}
+_PRE_RELEASE = {
+    "packages": {"torch": "2.1.0a0+b5021ba", "accelerate": "0.25.0", "transformers": "4.36.2"},
+    "torch_cuda": "12.1",
+}
+
+RULE = Rule(
+    code="MGD504",
+    slug="version-out-of-range",
+    title="These versions do not go together",
+    severity=Severity.ERROR,
+    summary="An installed version lies outside what another package demands, at its start or in its metadata.",
+    why=(
+        "Frameworks compare versions when they start: LLaMA-Factory refuses a transformers, datasets, accelerate, peft "
+        "or trl outside its range, transformers refuses huggingface_hub 1.0 until 5.0 and ignores a torch that is too "
+        "old, accelerate's FSDP wants a torch of 2.1.0 (a pre-release such as 2.1.0a0 is older than that). These stop "
+        "the job. What packages declare in their metadata only warns: pip installs around it, and it may still work."
+    ),
+    bad=(
+        Example("LLaMA-Factory and a newer transformers", "llamafactory-cli train sft.yaml", _SFT, _NEWER),
+        Example("the machine alone", facts=_NEWER),
+        Example(
+            "FSDP and a pre-release of torch",
+            "torchrun --nproc_per_node 8 ft.py --fsdp 'full_shard auto_wrap' --output_dir out",
+            {"ft.py": _TRAINER},
+            _PRE_RELEASE,
+        ),
+        Example(
+            "transformers 4 and huggingface_hub 1",
+            "torchrun --nproc_per_node 8 ft.py",
+            {"ft.py": _TRAINER},
+            {"packages": {"torch": "2.6.0+cu124", "transformers": "4.52.4", "huggingface-hub": "1.0.1"}},
+        ),
+        Example(
+            "the Trainer and an old accelerate",
+            "torchrun --nproc_per_node 8 ft.py",
+            {"ft.py": _TRAINER},
+            {"packages": {"torch": "2.6.0+cu124", "transformers": "4.52.4", "accelerate": "0.20.3"}},
+        ),
+        Example(
+            "DeepSpeed beyond LLaMA-Factory's range",
+            "llamafactory-cli train sft.yaml",
+            {
+                "sft.yaml": "stage: sft\ndo_train: true\ndeepspeed: z2.json\n",
+                "z2.json": '{"bf16": {"enabled": "auto"}}',
+            },
+            {"packages": {"torch": "2.6.0", "llamafactory": "0.9.3", "transformers": "4.52.4", "deepspeed": "0.17.2"}},
+        ),
+        Example(
+            "declared in metadata",
+            facts={
+                "packages": {"torch": "2.4.1+cu121", "vllm": "0.6.3"},
+                "requirements": {"vllm": ["torch==2.4.0", "numpy<2.0.0"]},
+            },
+        ),
+        Example(
+            "declared and compared",
+            facts={
+                "packages": {"torch": "2.6.0", "transformers": "4.52.4", "tokenizers": "0.22.1"},
+                "requirements": {"transformers": ["tokenizers<0.22,>=0.21"]},
+            },
+        ),
+        Example("torchvision for another torch", facts={"packages": {"torch": "2.6.0+cu124", "torchvision": "0.19.1"}}),
+    ),
+    good=(
+        Example("all within their ranges", "llamafactory-cli train sft.yaml", _SFT),
+        Example("the machine alone, all within their ranges"),
+        Example(
+            "LLaMA-Factory's check is switched off",
+            "DISABLE_VERSION_CHECK=1 llamafactory-cli train sft.yaml",
+            _SFT,
+            _NEWER,
+        ),
+        Example(
+            "the command uses other packages",
+            "python a.py",
+            {"a.py": "import torch\nprint(torch.ones(2).cuda())\n"},
+            _NEWER,
+        ),
+        Example(
+            "FSDP and the release",
+            "torchrun --nproc_per_node 8 ft.py --fsdp full_shard --output_dir out",
+            {"ft.py": _TRAINER},
+            {"packages": {"torch": "2.1.0+cu121", "accelerate": "0.25.0", "transformers": "4.36.2"}},
+        ),
+        Example(
+            "the same pre-release with an accelerate that takes it",
+            "torchrun --nproc_per_node 8 ft.py --fsdp full_shard --output_dir out",
+            {"ft.py": _TRAINER},
+            {"packages": {"torch": "2.1.0a0+b5021ba", "accelerate": "0.34.2", "transformers": "4.45.2"}},
+        ),
+        Example(
+            "without FSDP the pre-release is fine",
+            "torchrun --nproc_per_node 8 ft.py",
+            {"ft.py": _TRAINER},
+            _PRE_RELEASE,
+        ),
+        Example(
+            "an optional extra",
+            facts={
+                "packages": {"torch": "2.4.1+cu121", "vllm": "0.6.3"},
+                "requirements": {"vllm": ['torch==2.4.0; extra == "old"']},
+            },
+        ),
+        Example(
+            "of a package that has nothing to do with the job",
+            facts={
+                "packages": {"torch": "2.4.1", "some-viewer": "1.0"},
+                "requirements": {"some-viewer": ["torch<2.0"]},
+            },
+        ),
+        Example("a container has its own packages", "docker run image llamafactory-cli train a.yaml", facts=_NEWER),
+    ),
+    sources=(
+        Reference(
+            "llamafactory 0.7.1, 0.8.0 … 0.8.3 and 0.9.0 … 0.9.5, extras/misc.py check_dependencies()",
+            "require_version() for transformers, datasets, accelerate, peft and trl, unless DISABLE_VERSION_CHECK=1",
+        ),
+        Reference(
+            "transformers 4.33.3 … 5.23.0, dependency_versions_check.py",
+            "compares huggingface_hub, tokenizers, safetensors, numpy and others when it is imported",
+        ),
+        Reference(
+            "transformers 4.37.2 … 5.23.0, training_args.py _setup_devices()",
+            "Using the `Trainer` with `PyTorch` requires `accelerate>=…` (ACCELERATE_MIN_VERSION)",
+        ),
+        Reference(
+            "transformers 4.52.4 … 5.23.0, utils/import_utils.py",
+            "Disabling PyTorch because PyTorch >= … is required",
+        ),
+        Reference(
+            "accelerate 0.25.0 … 0.33.0, accelerator.py Accelerator.__init__() and utils/constants.py",
+            "FSDP requires PyTorch >= 2.1.0; from 0.34.2 on 2.1.0.a0+32f93b1",
+        ),
+        Reference(
+            "transformers 4.36.2, training_args.py __post_init__()",
+            "--fsdp sets ACCELERATE_USE_FSDP, which makes accelerate ask",
+        ),
+        Reference("torchvision 0.15.2 … 0.24.1, metadata", "each is built against one release of torch (torch==2.4.1)"),
+    ),
+    fix="install versions that go together",
+    signatures=(
+        Signature(
+            r"ImportError: \S+ is required for a normal functioning of this module, but found",
+            "transformers 4.28.1 … 5.23.0, utils/versions.py _compare_versions()",
+            "ImportError: transformers>=4.45.0,<=4.52.4,!=4.46.0,!=4.46.1,!=4.46.2,!=4.46.3,!=4.47.0,!=4.47.1,!=4.48.0,"
+            "!=4.52.0 is required for a normal functioning of this module, but found transformers==4.55.0.",
+        ),
+        Signature(
+            r"FSDP2? requires PyTorch >= ",
+            "accelerate 0.25.0, accelerator.py Accelerator.__init__()",
+            "ValueError: FSDP requires PyTorch >= 2.1.0",
+        ),
+        Signature(
+            r"Using the `Trainer` with `PyTorch` requires `accelerate>=",
+            "transformers 4.37.2, training_args.py _setup_devices()",
+            "ImportError: Using the `Trainer` with `PyTorch` requires `accelerate>=0.21.0`: Please run "
+            "`pip install transformers[torch]` or `pip install accelerate -U`",
+        ),
+        Signature(
+            r"Disabling PyTorch because PyTorch >= \S+ is required but found",
+            "transformers 5.0.0, utils/import_utils.py is_torch_available()",
+            "Disabling PyTorch because PyTorch >= 2.2 is required but found 2.1.2+cu121",
+        ),
+        Signature(
+            r"DeepSpeed version must be >= ",
+            "accelerate 1.7.0, accelerator.py Accelerator.__init__()",
+            "ImportError: DeepSpeed version must be >= 0.9.3. Please update DeepSpeed.",
+        ),
+        Signature(
+            r"operator torchvision::nms does not exist",
+            "torchvision 0.19.1 with another torch, _meta_registrations.py",
+            "RuntimeError: operator torchvision::nms does not exist",
+        ),
+    ),
+)
+
+DECLARING = (
+    "torch", "torchvision", "torchaudio", "transformers", "accelerate", "deepspeed", "llamafactory", "peft", "trl",
+    "datasets", "vllm", "sglang", "ms-swift", "bitsandbytes", "axolotl", "lightning", "unsloth",
+)  # fmt: skip
+"""Distributions whose declared requirements are judged."""
+
+DECLARED = frozenset(DECLARING) | {"huggingface-hub", "tokenizers", "safetensors", "numpy", "triton", "xformers"}
+"""Distributions for which what others declare is judged; the rest breaks too rarely to be worth a word."""
+
+_IMPORTED_AS = {"ms-swift": "swift"}
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """What each launch uses, else the whole environment, against what its packages demand."""
+    launches: list[Launch | None] = [launch for launch in case.launches if is_here(case, launch)]
+    if not case.launches and case.mode != "lint" and next(case.commands, None) is None:
+        launches = [None]
+    if not launches:
+        return
+    packages = case.require(case.facts.packages)
+    seen: set[tuple[str, str]] = set()
+    for launch in launches:
+        for finding, pair in _broken(case, launch, packages):
+            if pair not in seen:
+                seen.add(pair)
+                yield finding
+
+
+def _broken(
+    case: Case, launch: Launch | None, packages: Mapping[str, str]
+) -> Iterator[tuple[Finding, tuple[str, str]]]:
+    used = frozenset(_used(launch, packages))
+    moments = frozenset(_moments(launch, used))
+    unchecked = (variable(case, launch, "DISABLE_VERSION_CHECK") or "").lower() in ("true", "y", "1")
+    for demand in DEMANDS:
+        if demand.of in used and demand.when in moments and not (demand.silenced and unchecked):
+            found = packages.get(demand.needs)
+            if found is not None and _is_meant(demand, packages[demand.of]) and _breaks(found, demand.specifiers):
+                yield _demanded(launch, demand, packages[demand.of], found), (demand.of, demand.needs)
+    for of, needs, specifiers in _declared(case, used, packages):
+        if not (of == "llamafactory" and unchecked) and _breaks(packages[needs], specifiers):
+            yield _declared_finding(of, packages[of], needs, packages[needs], specifiers), (of, needs)
+
+
+def _breaks(version: str, specifiers: str) -> bool:
+    return satisfies(version, specifiers) is False
+
+
+def _is_meant(demand: Demand, version: str) -> bool:
+    """Whether a demand is that of the installed release."""
+    if is_before(version, *demand.since) is not False:
+        return False
+    return demand.until is None or is_before(version, *demand.until) is True
+
+
+def _used(launch: Launch | None, packages: Mapping[str, str]) -> Iterator[str]:
+    """The installed distributions that a launch surely imports; without a command those that jobs would."""
+    if launch is None:
+        yield from (name for name in DECLARING if name in packages)
+        return
+    program = launch.target.program
+    framework = launch.target.framework
+    trains = trains_with_arguments(launch)
+    for name in DECLARING:
+        if name not in packages:
+            continue
+        module = _IMPORTED_AS.get(name, name.replace("-", "_"))
+        imported = not isinstance(program, Unknown) and program.imports_any(module)
+        with_framework = framework in (name, module) or (framework == "llamafactory" and name in _LLAMAFACTORY_USES)
+        launched = any(layer.launcher == name for layer in launch.layers)
+        if imported or with_framework or launched or (trains and name in ("transformers", "accelerate")):
+            yield name
+
+
+_LLAMAFACTORY_USES = ("transformers", "accelerate", "peft", "trl", "datasets")
+
+
+def _moments(launch: Launch | None, used: frozenset[str]) -> Iterator[str]:
+    """When the demands of a launch are made."""
+    yield "import"
+    if launch is None:
+        yield from ("llamafactory",)
+        return
+    if launch.target.framework == "llamafactory" and launch.target.subcommand not in ("version", "help", "env"):
+        yield "llamafactory"
+    engine = launch.engine.known
+    with_trainer = trains_with_arguments(launch) or is_training(launch)
+    if with_trainer:
+        yield "trainer"
+    if engine is not None and engine.name == "deepspeed" and with_trainer:
+        yield "deepspeed"
+    if engine is not None and engine.name == "fsdp" and (with_trainer or "accelerate" in used):
+        yield "fsdp"
+        if _fsdp_version(launch) == "2":
+            yield "fsdp2"
+
+
+def _fsdp_version(launch: Launch) -> str | None:
+    layer = launch.layer("accelerate")
+    if layer is None:
+        return None
+    option = layer.option("fsdp_version")
+    if option is not None:
+        return option.value
+    value = layer.config.get("fsdp_config", "fsdp_version") if layer.config is not None else None
+    return None if value is None else str(value)
+
+
+def _demanded(launch: Launch | None, demand: Demand, version: str, found: str) -> Finding:
+    wanted = f"{demand.needs}{demand.specifiers}"
+    least = demand.specifiers.partition(">=")[2].partition(",")[0]
+    says = demand.says.format(wanted=wanted, found=f"{demand.needs}=={found}", version=found, least=least)
+    early = " (a pre-release is older than its release)" if is_before(found, *numbers(found)) else ""
+    effect = "models cannot be loaded" if says.startswith("Disabling") else "it stops at its start"
+    wanted_here = f"{demand.of} {version} wants {demand.needs} {demand.specifiers}"
+    if demand.when.startswith("fsdp"):
+        wanted_here = f"FSDP with {demand.of} {version} wants {demand.needs} {demand.specifiers}"
+    return report(
+        RULE,
+        f"{wanted_here}, and {found} is installed{early}: {effect} ({_shortened(says)}).",
+        _place(launch, demand),
+        subject=f"{demand.needs} {found}",
+        fix=Fix(f"install a fitting {demand.needs}", commands=(f"pip install '{wanted}'",)),
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 160 else text[:157] + "…"
+
+
+def _place(launch: Launch | None, demand: Demand) -> Location | None:
+    """The words that ask for FSDP or DeepSpeed; None for demands that nothing in the text makes."""
+    if launch is None or demand.when not in ("fsdp", "fsdp2", "deepspeed"):
+        return None
+    argument = launch.target.argument(demand.when.rstrip("2"))
+    return launch.engine.origin.location or (launch.command.locate(argument.span) if argument is not None else None)
+
+
+def _declared(case: Case, used: frozenset[str], packages: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """What the metadata of the used distributions declare about installed ones, markers left out."""
+    known = case.facts.package_requirements
+    declared = {} if isinstance(known, Unknown) else known
+    for of in sorted(used):
+        for line in declared.get(of, ()):
+            requirement = read_requirement(line)
+            if requirement is None or requirement.marker is not None or requirement.name not in DECLARED:
+                continue
+            if requirement.name in packages:
+                yield of, requirement.name, requirement.specifiers
+    vision = packages.get("torchvision")
+    if vision is not None and "torch" in packages and "torchvision" in used and "torchvision" not in declared:
+        release = TORCHVISION.get(numbers(vision)[:2])
+        if release is not None:
+            yield "torchvision", "torch", f"=={release[0]}.{release[1]}.*"
+
+
+def _declared_finding(of: str, version: str, needs: str, found: str, specifiers: str) -> Finding:
+    checked = of == "transformers" and needs in CHECKED_WHEN_IMPORTED and is_before(version, 4, 33, 3) is False
+    effect = f"importing {of} stops with an ImportError" if checked else f"{of} was not made for that version"
+    return report(
+        RULE,
+        f"{of} {version} declares {needs} {specifiers}, and {found} is installed: {effect}.",
+        subject=f"{needs} {found}",
+        severity=Severity.ERROR if checked else Severity.WARNING,
+        fix=Fix(f"install versions of {of} and {needs} that go together", commands=("pip check",)),
+    )
