@@ -35,7 +35,8 @@ RULE = Rule(
         "Switches that helped once tend to stay in a profile or a script. Without P2P, GPUs with NVLink talk through "
         "host memory at a tenth of the speed; without InfiniBand, nodes talk over plain sockets. "
         "CUDA_LAUNCH_BLOCKING=1 makes the processor wait for every kernel. With TORCH_NCCL_ASYNC_ERROR_HANDLING=0 the "
-        "ranks that are left wait for ever when one dies. NCCL's own manual says that its debugging variables are not for production."
+        "ranks that are left wait for ever when one dies. NCCL's own manual says that its debugging variables are "
+        "not for production."
     ),
     bad=(
         Example("P2P off on a machine with NVLink", f"NCCL_P2P_DISABLE=1 {_MANY}", facts=_NVLINK),
