@@ -41,6 +41,7 @@ RULE = Rule(
         Example("failed, with an old package", facts={**_DOWN, "fabric_manager_version": "570.124.06"}),
         Example("failed, the version not known", "torchrun --nproc_per_node 8 train.py", facts=_DOWN),
         Example("not started", facts={**_DOWN, "services": {SERVICE: "inactive"}}),
+        Example("not installed", facts={**_DOWN, "services": {SERVICE: "not installed"}}),
         Example(
             "a GPU that is not registered",
             facts={"nvswitch": True, "gpus": [*_UP[:7], {**_H100, "index": 7, "fabric_state": "in progress"}]},
@@ -102,7 +103,7 @@ RULE = Rule(
     ),
 )
 
-_STOPPED = {"failed", "inactive", "dead"}
+_STOPPED = {"failed", "inactive", "dead", "not installed"}
 
 
 def find(case: Case) -> Iterator[Finding]:
@@ -158,14 +159,14 @@ def _stopped(
         f"This machine has NVSwitches, but {SERVICE} is {service}: CUDA does not start (error 802, system not yet "
         f"initialized) or GPUs lose their NVLink.{why}",
         subject=SERVICE,
-        severity=Severity.WARNING if registered or (service != "failed" and not waiting) else None,
+        severity=Severity.WARNING if registered else None,
         evidence=evidence,
         fix=_fix(versions),
     )
 
 
 def _fix(versions: tuple[str, str] | None) -> Fix:
-    start = f"systemctl restart {SERVICE}"
+    start = f"sudo systemctl restart {SERVICE}"
     if versions is None:
         return Fix("start it and look at its log", commands=(start, f"journalctl -u {SERVICE}"))
     return Fix(f"install the fabric manager {versions[1]}, the driver's own version, then start it", commands=(start,))
@@ -180,7 +181,7 @@ def _waiting(waiting: dict[int, str]) -> Finding:
         "work.",
         subject=f"GPU {names}",
         evidence=tuple(f"GPU {index}: {state}" for index, state in sorted(waiting.items())),
-        fix=Fix("look at the fabric manager's log and start it again", commands=(f"systemctl restart {SERVICE}",)),
+        fix=Fix("look at the fabric manager's log and start it again", commands=(f"sudo systemctl restart {SERVICE}",)),
     )
 
 

@@ -42,6 +42,7 @@ RULE = Rule(
         Example("hundreds of ranks and 1024 files", _LARGE, facts={"limits": {"nofile": 1024}}),
         Example("hardly any files", _EIGHT, facts={"limits": {"nofile": 64}}),
         Example("few processes", _EIGHT, facts={"limits": {"nproc": 200}}),
+        Example("few processes in a container", _EIGHT, facts={"limits": {"nproc": -1, "cgroup_pids": 100}}),
     ),
     good=(
         Example("a usual machine", _EIGHT, facts={"cpu_count": 96, "limits": {"nofile": 1024, "nproc": 515000}}),
@@ -128,15 +129,17 @@ def _files(case: Case, job: Job) -> Finding | None:
 
 
 def _processes(case: Case, job: Job) -> Finding | None:
-    most = _limit(case, "nproc")
-    if most is None or most >= THREADS_EACH * job.processes:
+    named = ((_limit(case, "nproc"), "ulimit -u"), (_limit(case, "cgroup_pids"), "the control group's pids.max"))
+    known = {limit: name for limit, name in named if limit is not None}
+    if not known or min(known) >= THREADS_EACH * job.processes:
         return None
+    most = min(known)
     return report(
         RULE,
-        f"This user may have {most:g} processes and threads (ulimit -u), {most / job.processes:.0f} for each of "
+        f"There may be {most:g} processes and threads ({known[most]}), {most / job.processes:.0f} for each of "
         f"{job.processes} ranks: torch and NCCL start dozens in each, and a start of a thread then fails.",
         job.place,
         subject="processes",
-        evidence=(f"nproc: {most:g}",),
-        fix=Fix("raise it", commands=("ulimit -u unlimited",)),
+        evidence=(f"{known[most]}: {most:g}",),
+        fix=Fix("raise it (docker: --pids-limit=-1)", commands=("ulimit -u unlimited",)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mgpu_checks.host import in_container, jobs, needs_gpu
+from mgpu_checks.host import Job, in_container, jobs, needs_gpu, trains_with_library
 from mgpu_doctor.authoring import (
     Case,
     Example,
@@ -43,12 +43,20 @@ RULE = Rule(
         Example("with a command", "torchrun --nproc_per_node 2 train.py", facts=_MISMATCH),
         Example("no module", facts={"gpus": None, "nvml_error": "Driver Not Loaded", "driver_module": None}),
         Example("a container without GPUs", "python run.py", files=_CUDA, facts=_BARE),
+        Example(
+            "a container without the driver's libraries",
+            "torchrun --nproc_per_node 2 train.py",
+            facts={**_BARE, "nvml_error": "NVML Shared Library Not Found"},
+        ),
     ),
     good=(
         Example("it works", facts={"nvml_error": None}),
         Example("a machine without a driver", facts={"gpus": []}),
         Example("nothing is known", facts={"gpus": None}),
         Example("a container that needs no GPU", facts=_BARE),
+        Example(
+            "nor one without the driver's libraries", facts={**_BARE, "nvml_error": "NVML Shared Library Not Found"}
+        ),
         Example("a program that needs none", "python run.py", files={"run.py": "print(1)\n"}, facts=_BARE),
         Example("a run on the CPU", "CUDA_VISIBLE_DEVICES= python t.py", facts=_MISMATCH),
     ),
@@ -95,23 +103,34 @@ def find(case: Case) -> Iterator[Finding]:
     if case.launches and not needing:
         return
     error = case.facts.nvml_error
-    place = needing[0].place if needing else None
     if isinstance(error, str):
-        if not re.search(r"GPU is lost|fallen off", error, re.IGNORECASE):
+        if in_container(case) and _left_outside(case, error):
+            yield from _container(case, needing)
+        elif not re.search(r"GPU is lost|fallen off", error, re.IGNORECASE):
             yield _broken(case, error)
         return
-    no_files = case.facts.device_nodes == () and isinstance(case.facts.driver_module, str)
-    if no_files and in_container(case) and not case.facts.gpus:
-        needing = [job for job in needing if job.processes > 1 or needs_gpu(job.launch)]
-        if needing:
+    if _left_outside(case, "") and in_container(case) and not case.facts.gpus:
+        yield from _container(case, needing)
+
+
+def _left_outside(case: Case, error: str) -> bool:
+    """Whether a container was simply not given the machine's GPUs, which is fine for what needs none."""
+    return case.facts.device_nodes == () or bool(re.search(r"Not Found|Not Loaded", error, re.IGNORECASE))
+
+
+def _container(case: Case, needing: list[Job]) -> Iterator[Finding]:
+    for job in needing:
+        launch = job.launch
+        if job.processes > 1 or needs_gpu(launch) or trains_with_library(launch):
             yield report(
                 RULE,
-                f"This container ({case.facts.container}) has no GPU device files (/dev/nvidia0 …), though the "
-                f"machine's driver {case.facts.driver_module} is loaded: the program sees no GPU.",
-                place,
+                f"This container ({case.facts.container}) was not given the machine's GPUs: their device files "
+                f"(/dev/nvidia0 …) or the driver's libraries are missing, and the program sees no GPU.",
+                job.place,
                 subject="/dev/nvidia*",
                 fix=Fix("start the container with --gpus all, or with the NVIDIA runtime class in Kubernetes"),
             )
+            return
 
 
 def _broken(case: Case, error: str) -> Finding:
@@ -149,5 +168,5 @@ def _explained(case: Case, error: str) -> tuple[str, Fix, Severity]:
     return (
         f"NVML does not work {where} ({error}): CUDA programs most likely see no GPU.",
         Fix("see what nvidia-smi and the kernel log say", commands=("nvidia-smi", "sudo dmesg | grep -i nvrm")),
-        Severity.ERROR,
+        Severity.ERROR if case.launches or not _left_outside(case, error) else Severity.WARNING,
     )
