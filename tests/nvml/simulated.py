@@ -17,6 +17,7 @@ first: the library is compiled once for each test session.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
@@ -84,6 +85,7 @@ def library(old_driver: bool = False) -> Path:
     if compiler is None or not sys.platform.startswith("linux"):
         raise RuntimeError("the simulated NVML needs Linux and a C compiler")
     directory = Path(tempfile.mkdtemp(prefix="simulated-nvml-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     flags = ["-DOLD_DRIVER"] if old_driver else []
     done = subprocess.run(
         [compiler, *flags, "-shared", "-fPIC", "-O1", "-o", str(directory / "libnvidia-ml.so.1"), str(SOURCE)],

@@ -440,6 +440,17 @@ int nvmlDeviceGetGpuFabricInfoV(dev handle, fabric *into)
     return code;
 }
 
+typedef struct { unsigned char cluster[16]; int status; uint clique, state; } fabric_v1;
+
+int nvmlDeviceGetGpuFabricInfo(dev handle, fabric_v1 *into)
+{
+    fabric found;
+    int code = nvmlDeviceGetGpuFabricInfoV(handle, &found);
+    into->state = found.state;
+    into->status = found.status;
+    return code;
+}
+
 int nvmlDeviceGetComputeRunningProcesses_v3(dev handle, uint *count, process *into)
 {
     return processes(handle, "compute", count, into);

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import pytest
 
 from mgpu_doctor.model.facts import Facts, Gpu, GpuProcess
@@ -33,7 +34,7 @@ COLLECT = """
 import pickle, sys, time
 from mgpu_doctor.collect.gpus import inventory
 start = time.perf_counter()
-found = inventory(deadline_s=float(sys.argv[1]), pairs=sys.argv[2] == "True")
+found = inventory(deadline_s=float(sys.argv[1]), pairs=sys.argv[2] == "True", root=sys.argv[3])
 took = time.perf_counter() - start
 sys.stdout.buffer.write(pickle.dumps(({name: getattr(found, name) for name in found.__match_args__}, took)))
 """
@@ -135,11 +136,12 @@ def collect(
     deadline_s: float = 30,
     with_pairs: bool = True,
     old_driver: bool = False,
+    root: str = "/",
 ) -> tuple[dict[str, Any], float, int]:
     """What the collector reports, how long it took, and how many questions NVML was asked."""
     with simulated_nvml(described, directory, faults, old_driver=old_driver) as env:
         done = subprocess.run(
-            [sys.executable, "-c", COLLECT, str(deadline_s), str(with_pairs)],
+            [sys.executable, "-c", COLLECT, str(deadline_s), str(with_pairs), root],
             env=env,
             capture_output=True,
             check=True,
@@ -245,6 +247,12 @@ def test_profiles_that_no_name_tells(tmp_path: Path) -> None:
     assert found["gpus"] == described.gpus
 
 
+def test_instances_that_may_not_be_listed(tmp_path: Path) -> None:
+    found, _, _ = collect(machine(card(0, mig_mode=True)), tmp_path, {"0.mig_most": error(NO_PERMISSION)})
+    hidden = Unknown("NVML does not tell: Insufficient Permissions")
+    assert found["gpus"] == (card(0, mig_mode=True, mig=hidden, mig_profiles=hidden),)
+
+
 def test_processes(tmp_path: Path) -> None:
     living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -291,7 +299,7 @@ def test_processes_in_a_pid_namespace_of_its_own(tmp_path: Path) -> None:
     )
     with simulated_nvml(described, tmp_path) as env:
         done = subprocess.run(
-            [*unshare, sys.executable, "-c", COLLECT, "30", "True"],
+            [*unshare, sys.executable, "-c", COLLECT, "30", "True", "/"],
             env=env,
             capture_output=True,
             check=True,
@@ -341,6 +349,42 @@ def test_versions_that_do_not_match(tmp_path: Path) -> None:
     found, _, _ = collect(HGX, tmp_path, {"init": error(VERSION_MISMATCH)})
     assert found["nvml_error"] == "Driver/library version mismatch (library 13.580.159.04)"
     assert found["gpus"] == found["driver"] == Unknown(f"NVML cannot start: {found['nvml_error']}")
+
+
+def test_versions_that_do_not_match_are_both_named(tmp_path: Path) -> None:
+    module = tmp_path / "proc" / "driver" / "nvidia" / "version"
+    module.parent.mkdir(parents=True)
+    module.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.161.07  Sat Feb 17 22:55:48 UTC 2024\n")
+    found, _, _ = collect(HGX, tmp_path, {"init": error(VERSION_MISMATCH)}, root=str(tmp_path))
+    assert found["nvml_error"] == ("Driver/library version mismatch (kernel module 535.161.07, library 13.580.159.04)")
+
+
+@pytest.mark.parametrize("code", [DRIVER_NOT_LOADED, NO_PERMISSION, UNKNOWN_ERROR])
+def test_whatever_nvml_says_where_a_driver_is(code: int, tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidiactl").touch()
+    found, _, _ = collect(HGX, tmp_path, {"init": error(code)}, root=str(tmp_path))
+    words = {DRIVER_NOT_LOADED: "Driver Not Loaded", NO_PERMISSION: "Insufficient Permissions"}
+    assert found["nvml_error"] == words.get(code, "Unknown Error")
+
+
+def test_cards_that_a_job_may_not_use(tmp_path: Path) -> None:
+    """NVML counts them, but nvidia-smi and CUDA number the others from 0."""
+    described = machine(
+        *map(hopper, range(4)), path="NV18", nvswitch=True, gpu_processes=(GpuProcess(3, 4194300, memory_gib=1.0),)
+    )
+    denied = {"0.handle": error(NO_PERMISSION), "2.handle": error(NO_PERMISSION)}
+    found, _, _ = collect(described, tmp_path, denied)
+    assert found["gpus"] == (
+        hopper(0, uuid=hopper(1).uuid, pci_bus_id=hopper(1).pci_bus_id),
+        hopper(1, uuid=hopper(3).uuid, pci_bus_id=hopper(3).pci_bus_id),
+    )
+    assert [one.gpu for one in found["processes"]] == [1]
+    assert found["topology"] == {"0-1": "NV18"}
+    assert found["peer_access"] == {"0-1": "ok"}
+    late = Unknown("NVML did not answer within 3 s")
+    found, _, _ = collect(described, tmp_path, {**denied, "3.handle": HANGS}, deadline_s=3)
+    assert found["gpus"] == found["processes"] == found["nvml_error"] == late
 
 
 def test_a_library_without_hardware_is_no_fault(tmp_path: Path) -> None:
@@ -398,7 +442,10 @@ def test_an_old_driver(tmp_path: Path) -> None:
         first,
         replace(second, pages_pending=Unknown("NVML does not tell: Not Supported")),
     )
-    assert [one.memory_gib for one in found["processes"]] == [1.0]
+    if hasattr(pynvml, "nvmlDeviceGetComputeRunningProcesses_v2"):
+        assert [one.memory_gib for one in found["processes"]] == [1.0]
+    else:  # nvidia-ml-py before 12.550
+        assert found["processes"] == absent
     assert found["topology"] == Unknown("NVML does not tell where a link leads: Function Not Found")
     assert found["nvml_error"] is None
 

@@ -27,7 +27,7 @@ from mgpu_doctor.collect.topology import (
 )
 from mgpu_doctor.model.facts import Gpu, GpuProcess
 from mgpu_doctor.model.known import Unknown
-from mgpu_doctor.model.record import dataclass
+from mgpu_doctor.model.record import dataclass, replace
 
 DEADLINE_S = 5.0
 """Seconds after which NVML is given up: a broken driver can keep it waiting for ever."""
@@ -35,6 +35,7 @@ DEADLINE_S = 5.0
 GIB = 2**30
 
 # nvml.h
+_NO_PERMISSION = 4
 _NOT_SUPPORTED_HERE = frozenset({9, 12})  # NVML_ERROR_DRIVER_NOT_LOADED, NVML_ERROR_LIBRARY_NOT_FOUND
 _VERSION_MISMATCH = 18
 _NEEDS_A_DRIVER = frozenset({11, 15, 16, 18})
@@ -120,6 +121,7 @@ class _Card:
         self.values: dict[str, Any] = {}
         self.links: Links | Unknown | None = None
         self.processes: list[GpuProcess] | Unknown | None = None
+        self.denied = False
 
 
 def _nothing(unknown: Unknown, nvml_error: str | Unknown | None = None) -> Inventory:
@@ -174,8 +176,23 @@ def _read(nvml: Any, said: _Said) -> None:
             thread.start()
         for thread in threads:
             thread.join()
+    said.cards = cards = _renumbered(cards)
     if said.pairs_wanted:
         _read_pairs(nvml, said, cards)
+
+
+def _renumbered(cards: Sequence[_Card]) -> list[_Card]:
+    """The cards that this process may use, numbered as nvidia-smi does.
+
+    NVML counts those too whose device files are denied, by a job's control group for instance (nvml.h:
+    nvmlDeviceGetCount_v2); nvidia-smi and CUDA number the rest from 0 (NVIDIA/deepops issue 1102).
+    """
+    allowed = [card for card in cards if not card.denied]
+    for index, card in enumerate(allowed):
+        card.index = index
+        if isinstance(card.processes, list):
+            card.processes = [replace(process, gpu=index) for process in card.processes]
+    return allowed
 
 
 def _cuda_version(nvml: Any) -> str:
@@ -187,6 +204,7 @@ def _fill(nvml: Any, card: _Card) -> None:
     try:
         card.handle = nvml.nvmlDeviceGetHandleByIndex(card.index)
     except Exception as error:  # noqa: BLE001 - the same
+        card.denied = getattr(error, "value", None) == _NO_PERMISSION
         lost = Unknown(f"NVML cannot reach it: {_say(error)}")
         card.values.update(dict.fromkeys(_FIELDS, lost))
         card.links = lost
@@ -214,22 +232,29 @@ def _memory(nvml: Any, card: _Card) -> tuple[float, float | Unknown]:
     return round(found.total / GIB, 2), used
 
 
-def _mig(nvml: Any, card: _Card) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
+def _mig(nvml: Any, card: _Card) -> tuple[bool, tuple[str, ...] | Unknown, tuple[str, ...] | Unknown]:
     try:
         current, _ = nvml.nvmlDeviceGetMigMode(card.handle)
     except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):
         return False, (), ()
     if not current:
         return False, (), ()
-    uuids, profiles = [], []
+    instances = _ask(partial(_mig_instances, nvml, card))
+    if isinstance(instances, Unknown):
+        return True, instances, instances
+    return True, tuple(uuid for uuid, _ in instances), tuple(profile for _, profile in instances)
+
+
+def _mig_instances(nvml: Any, card: _Card) -> list[tuple[str, str]]:
+    """UUID and profile of each."""
+    found = []
     for index in range(min(nvml.nvmlDeviceGetMaxMigDeviceCount(card.handle), _MOST_MIG)):
         try:
             instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(card.handle, index)
         except nvml.NVMLError_NotFound:
             continue
-        uuids.append(_decoded(nvml.nvmlDeviceGetUUID(instance)))
-        profiles.append(_profile(nvml, card, instance))
-    return True, tuple(uuids), tuple(profiles)
+        found.append((_decoded(nvml.nvmlDeviceGetUUID(instance)), _profile(nvml, card, instance)))
+    return found
 
 
 def _profile(nvml: Any, card: _Card, instance: Any) -> str:
@@ -286,17 +311,23 @@ def _nvlinks(nvml: Any, card: _Card) -> tuple[bool, ...]:
 
 
 def _fabric(nvml: Any, card: _Card) -> str:
-    from ctypes import byref
+    """The structures of nvml.h are written out: those of nvidia-ml-py before 13 are longer than the driver's."""
+    from ctypes import byref, c_uint, sizeof
 
+    # Version and size of the structure, the cluster (16 bytes), status, clique, state, health.
+    info = (c_uint * 9)()
+    at = 5
     try:
-        info = nvml.c_nvmlGpuFabricInfoV_t()
+        info[0] = 2 << 24 | sizeof(info)
         nvml.nvmlDeviceGetGpuFabricInfoV(card.handle, byref(info))
     except (nvml.NVMLError_FunctionNotFound, AttributeError):
-        info = nvml.c_nvmlGpuFabricInfo_t()
+        # The same in its first version, which begins with the cluster.
+        at = 4
         nvml.nvmlDeviceGetGpuFabricInfo(card.handle, byref(info))
-    state = _word(_FABRIC_STATES, info.state)
-    if state == _FABRIC_STATES[-1] and info.status:
-        return f"{state}: {_say(nvml.NVMLError(info.status))}"
+    status, _, number = info[at : at + 3]
+    state = _word(_FABRIC_STATES, number)
+    if state == _FABRIC_STATES[-1] and status:
+        return f"{state}: {_say(nvml.NVMLError(status))}"
     return state
 
 
@@ -413,6 +444,9 @@ def _sum_up(said: _Said, late: Unknown, root: str) -> Inventory:
         return _failed(said, root)
     pairs_late = late if said.pairs_wanted else UNASKED_PAIRS
     cards = said.cards
+    if cards is not None and any(card.denied for card in cards):
+        # Until all have answered, their numbers are not known.
+        cards = None
     return Inventory(
         gpus=late if cards is None else tuple(_gpu(card, late) for card in cards),
         driver=late if said.driver is None else said.driver,
