@@ -77,9 +77,16 @@ def parsed_dump(path: str) -> tuple[str, ...]:
 
 
 def short_frames(frames: Iterable[str], directory: str) -> tuple[str, ...]:
-    """Frames with paths that can be read: inside the packages' directory, or the file's name alone."""
-    out = []
+    """Frames with paths that can be read: inside the packages' directory, or the file's name alone.
+
+    ``directory`` is where our worker lies; its own way to the stage is left out.
+    """
+    out: list[str] = []
     for frame in frames:
+        if frame.startswith(directory) and frame.endswith(" in attempt"):
+            # What stands before is how our worker came to its work.
+            out.clear()
+            continue
         path, colon, rest = frame.rpartition(":")
         if "site-packages/" in path:
             path = path.rpartition("site-packages/")[2]

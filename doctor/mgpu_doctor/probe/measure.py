@@ -145,6 +145,8 @@ class Measurement:
         for name, step in zip(_STAGES, steps, strict=False):
             if self.session.left <= 0:
                 self._record(name, "skipped", time.monotonic(), detail="the probe's time was over")
+            elif self._died():
+                self._record(name, "skipped", time.monotonic(), detail="a process had ended")
             elif not self._usable():
                 self._record(name, "skipped", time.monotonic(), detail="no process is left that could")
             else:
@@ -159,8 +161,9 @@ class Measurement:
             for stage in self.stages
         )
 
-    def _died(self) -> bool:
-        return any(peer.gone and not peer.said_bye for peer in self.peers)
+    def _died(self) -> list[Peer]:
+        """Those that ended without being asked."""
+        return [peer for peer in self.peers if peer.gone and not peer.said_bye]
 
     def _usable(self) -> list[Peer]:
         return [peer for peer in self.peers if not peer.gone and not peer.hung and peer.ready]
@@ -207,13 +210,16 @@ class Measurement:
         self.groups = groups_of(self.peers)
         session.pump(lambda: all(p.answer or p.gone for p in self.peers), session.left * 0.75)
         slow = [peer for peer in self.peers if not peer.answer and not peer.gone]
-        failed = [peer for peer in self.peers if peer.error is not None or (peer.gone and not peer.ready)]
+        failed = [peer for peer in self.peers if peer.error is not None]
         absent = [rank for group in self.groups for rank in group.missing]
         if slow:
             self._stacks(slow)
             self._record("identity", "hung", began, slow, detail=f"{slow[0].at} did not return")
+        elif self._died():
+            state, bad, detail = self._broken(self.peers)
+            self._record("identity", state, began, bad, detail=detail)
         elif failed:
-            self._record("identity", "failed", began, failed, detail=failed[0].error or "a process ended")
+            self._record("identity", "failed", began, failed, detail=failed[0].error or "")
         elif absent:
             there = len(self.peers)
             world = next(group.world for group in self.groups if group.missing)
@@ -221,7 +227,7 @@ class Measurement:
             self._record("identity", "failed", began, absent=absent, detail=detail)
         else:
             self._record("identity", "ok", began)
-        return bool(self._usable())
+        return bool(self._usable()) and not self._died()
 
     def _device(self) -> None:
         self._ask("device", [(peer, {"do": "device"}) for peer in self._usable()], min(20, self.session.left / 2))
@@ -263,8 +269,11 @@ class Measurement:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether every process works on a GPU."""
-        return bool(self.peers) and all(peer.ready.get("cuda_ok") for peer in self.peers if peer.ready)
+        """Whether every process works on a GPU; where none came so far, whether it would."""
+        ready = [peer for peer in self.peers if peer.ready]
+        if ready:
+            return all(peer.ready.get("cuda_ok") for peer in ready)
+        return not self.session.cpu and not isinstance(self.facts.gpus, Unknown) and bool(self.facts.gpus)
 
     def _group(self) -> None:
         began = time.monotonic()
@@ -279,18 +288,18 @@ class Measurement:
             detail = f"{len(broken[0].peers)} of {broken[0].world} ranks are there: the group cannot form"
             self._record("group", "failed", began, [p for g in broken for p in g.peers], detail=detail)
             return
+        usable = self._usable()
+        lost = [peer for group in told for peer in group.peers if peer not in usable]
+        if lost:
+            self._record("group", "skipped", began, detail=f"rank {self.number(lost[0])} did not come so far")
+            return
         orders = []
         for group in told:
-            backend, why = self._backend_of(group)
-            self.backend = backend
-            for peer in group.peers:
-                loopback = bool(why)
-                orders.append((peer, {"do": "group", "backend": backend, "loopback": loopback}))
-        state, bad, detail = self._put("group", [o for o in orders if self._can(o[0])], min(20, self.session.left / 2))
+            self.backend, why = self._backend_of(group)
+            order = {"do": "group", "backend": self.backend, "loopback": bool(why)}
+            orders += [(peer, order) for peer in group.peers]
+        state, bad, detail = self._put("group", orders, min(20, self.session.left / 2))
         self._record("group", state, began, bad, detail=detail or self._backend_of(told[0])[1])
-
-    def _can(self, peer: Peer) -> bool:
-        return not peer.gone and not peer.hung and bool(peer.ready)
 
     def _backend_of(self, group: Group) -> tuple[str, str]:
         """Who is to do the collectives of a group, and why it is not the usual one (empty when it is)."""
@@ -410,7 +419,11 @@ class Measurement:
         late = [peer for peer in peers if not peer.said_bye]
         if whole_and_well:
             self.exit_code = session.ended.get(LAUNCHER)
-        self._record("end", "failed" if late else "ok", began, late, detail="did not end when asked" if late else "")
+        if late:
+            state, bad, detail = self._broken(late) if self._died() else ("hung", late, "it did not end when asked")
+            self._record("end", state, began, bad, detail=detail)
+        else:
+            self._record("end", "ok", began)
 
     # What the stages are made of.
 
@@ -432,9 +445,7 @@ class Measurement:
             return all(peer.answer is not None or peer.gone for peer in peers)
 
         def broken() -> bool:
-            return any(peer.gone and not peer.said_bye for peer in self.peers) or any(
-                (peer.answer or {}).get("kind") == "failed" for peer in peers
-            )
+            return bool(self._died()) or any((peer.answer or {}).get("kind") == "failed" for peer in peers)
 
         session.pump(lambda: settled() or broken(), seconds)
         if broken():
@@ -446,9 +457,10 @@ class Measurement:
         return self._hung(peers)
 
     def _broken(self, peers: list[Peer]) -> tuple[str, list[Peer], str]:
-        dead = [peer for peer in self.peers if peer.gone and not peer.said_bye]
+        dead = self._died()
         if dead:
-            first = min(dead, key=lambda peer: peer.gone_at)
+            # Launchers end the others with SIGTERM as soon as one is gone.
+            first = min(dead, key=lambda peer: (peer.signal == signal.SIGTERM, peer.gone_at))
             bad = [peer for peer in dead if peer is first or peer.signal not in (None, signal.SIGTERM)]
             return "failed", bad, _death(first)
         bad = [peer for peer in peers if (peer.answer or {}).get("kind") == "failed"]
@@ -566,7 +578,7 @@ class Measurement:
             physical_index=self._physical(peer),
             master=f"{address}:{port}" if address is not None or port is not None else None,
             state=self._state(peer),
-            stage=peer.stage,
+            stage=peer.failed_in or peer.stage,
             exit_code=peer.exit_code if peer.gone and not peer.said_bye else None,
             signal=signal_name(peer.signal) if peer.signal is not None else None,
             error=peer.error,

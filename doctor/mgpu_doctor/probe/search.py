@@ -144,7 +144,7 @@ class Search:
             for rank in ranks:
                 order = {
                     "do": "regroup", "backend": self.backend, "address": LOOPBACK, "port": port, "ranks": list(ranks),
-                    "rank": rank, "bytes": SMALL_BYTES,
+                    "rank": rank, "bytes": SMALL_BYTES, "all": len(ranks) == len(self.first),
                 }  # fmt: skip
                 self.session.tell(self.peers[rank], order)
         everyone = [peer for peers in asked.values() for peer in peers]

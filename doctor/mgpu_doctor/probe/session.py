@@ -45,6 +45,7 @@ class Peer:
         self.stage = "identity"
         self.answer: dict[str, Any] | None = None
         self.error: str | None = None
+        self.failed_in: str | None = None
         self.frames: tuple[str, ...] = ()
         self.said_bye = False
         self.gone = False
@@ -263,7 +264,7 @@ class Session:
                 peer.ready = message
         elif kind == "failed":
             peer.answer = message
-            peer.error = message["error"]
+            peer.error, peer.failed_in = message["error"], peer.stage
         elif kind == "stack":
             peer.frames = tuple(message["frames"])
         elif kind == "bye":

@@ -476,13 +476,15 @@ class Worker:
         if distributed.is_initialized():
             distributed.destroy_process_group()
         ranks = order["ranks"]
-        self.fault(f"pair-{ranks[0]}-{ranks[1]}" if len(ranks) == 2 else "collective")
+        spoilt = self.fault("collective") if order["all"] else self.fault(f"pair-{ranks[0]}-{ranks[1]}")
         method = f"tcp://{order['address']}:{order['port']}"
         self.join(order["backend"], method, ranks.index(order["rank"]), len(ranks))
         self.channel.send("at", what="all_reduce")
         values = torch.full((order["bytes"] // 4,), float(ranks.index(order["rank"]) + 1), device=self.device)
         distributed.all_reduce(values)
         self.synchronize()
+        if spoilt:
+            values[0] += 1
         expected = len(ranks) * (len(ranks) + 1) / 2
         return {"measured": self.checked(values, expected), "expected": expected}
 
