@@ -1,171 +1,343 @@
-"""Environments on disk are found and read without running anything."""
+"""What is installed is read from names of files and from metadata, however broken these are."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
+from environment_files import distribution, executable, make_site, make_venv, site_of
+from mgpu_doctor.collect.interpreter import Interpreter, read_interpreter
 from mgpu_doctor.collect.packages import (
-    commands_on_path,
-    find_environment,
-    interpreter_of,
-    read_environment,
-    shebangs_of,
-    torch_cuda,
+    Installed,
+    conda_packages,
+    distributions_in,
+    read_packages,
+    wheel_name,
 )
+from mgpu_doctor.model.facts import PackageCopy, PythonInfo
 from mgpu_doctor.model.known import Unknown
+from oracle_environments import ENVIRONMENTS, python_of, requires_oracle, run_parser
 
 
-def make_site(site: Path, *distributions: str) -> None:
-    for name in distributions:
-        (site / name).mkdir(parents=True)
+def installed(top: Path, variables: dict[str, str] | None = None) -> Installed:
+    return read_packages(read_interpreter(str(top / "bin" / "python"), variables or {"HOME": str(top)}))
 
 
-def executable(path: Path, text: str = "\x7fELF") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
+def one(site: Path, name: str) -> Any:
+    return distributions_in(str(site))[name]
 
 
-def make_venv(top: Path, *distributions: str, system: bool = False) -> Path:
-    python = executable(top / "bin" / "python")
-    (top / "pyvenv.cfg").write_text(
-        f"home = {top.parent}/base/bin\ninclude-system-site-packages = {str(system).lower()}\nversion = 3.11.7\n"
-    )
-    make_site(top / "lib" / "python3.11" / "site-packages", *distributions)
-    return python
-
-
-def test_virtual_environment(tmp_path: Path) -> None:
-    python = make_venv(
-        tmp_path / "v", "torch-2.6.0+cu124.dist-info", "huggingface_hub-0.30.2.dist-info", "~orch-1.dist-info"
-    )
-    found = read_environment(str(python), {"HOME": str(tmp_path)})
-    assert found.python.prefix == str(tmp_path / "v")
-    assert found.python.version == "3.11.7"
-    assert found.packages == {"torch": "2.6.0+cu124", "huggingface-hub": "0.30.2"}
-    assert found.sites == (str(tmp_path / "v" / "lib" / "python3.11" / "site-packages"),)
-    assert isinstance(found.conda, Unknown)
-
-
-def test_system_packages_count_only_when_asked_for(tmp_path: Path) -> None:
-    make_site(tmp_path / "base" / "lib" / "python3.11" / "site-packages", "torch-2.0.1.dist-info", "peft-0.1.dist-info")
-    own = make_venv(tmp_path / "own", "torch-2.6.0.dist-info")
-    shared = make_venv(tmp_path / "shared", "torch-2.6.0.dist-info", system=True)
-    assert read_environment(str(own), {"HOME": str(tmp_path)}).packages == {"torch": "2.6.0"}
-    assert read_environment(str(shared), {"HOME": str(tmp_path)}).packages == {"torch": "2.6.0", "peft": "0.1"}
-
-
-def test_conda_and_user_site(tmp_path: Path) -> None:
-    prefix = tmp_path / "conda"
-    python = executable(prefix / "bin" / "python3.10")
-    make_site(prefix / "lib" / "python3.10" / "site-packages", "torch-1.9.0.dist-info", "old-1.0-py3.10.egg-info")
-    (prefix / "conda-meta").mkdir()
-    (prefix / "conda-meta" / "pytorch-1.9.0-py3.10_cpu_0.json").write_text("{}")
-    make_site(tmp_path / ".local" / "lib" / "python3.10" / "site-packages", "torch-2.0.1.dist-info")
-    found = read_environment(str(python), {"HOME": str(tmp_path)})
-    assert found.packages == {"torch": "2.0.1", "old": "1.0"}
-    assert found.conda == {"pytorch": "1.9.0=py3.10_cpu_0"}
-    assert read_environment(str(python), {"HOME": str(tmp_path), "PYTHONNOUSERSITE": "1"}).packages == {
-        "torch": "1.9.0",
-        "old": "1.0",
+def test_names_are_normalised_and_leftovers_are_none(tmp_path: Path) -> None:
+    make_venv(tmp_path, "torch-2.6.0+cu124", "huggingface_hub-0.30.2", "~orch-2.5.0", "ruamel.yaml-0.18.6")
+    make_site(site_of(tmp_path), "-ip-24.0.dist-info")
+    assert installed(tmp_path).packages == {
+        "torch": "2.6.0+cu124",
+        "huggingface-hub": "0.30.2",
+        "ruamel-yaml": "0.18.6",
     }
 
 
-def test_debian(tmp_path: Path) -> None:
-    python = executable(tmp_path / "usr" / "bin" / "python3.11")
-    (tmp_path / "usr" / "bin" / "python3").symlink_to("python3.11")
-    make_site(tmp_path / "usr" / "lib" / "python3" / "dist-packages", "numpy-1.24.2.egg-info")
-    make_site(tmp_path / "usr" / "local" / "lib" / "python3.11" / "dist-packages", "torch-2.6.0.dist-info")
-    found = read_environment(str(tmp_path / "usr" / "bin" / "python3"), {"HOME": str(tmp_path)})
-    assert found.python.version == "3.11"
-    assert found.packages == {"torch": "2.6.0", "numpy": "1.24.2"}
-    assert python.exists()
-
-
-def test_what_the_files_do_not_tell(tmp_path: Path) -> None:
-    lone = executable(tmp_path / "x" / "bin" / "python")
-    found = read_environment(str(lone), {})
-    assert isinstance(found.python.version, Unknown)
-    assert isinstance(found.packages, Unknown)
-    shim = executable(tmp_path / "s" / "bin" / "python", "#!/usr/bin/env bash\n")
-    assert isinstance(read_environment(str(shim), {}).packages, Unknown)
-    assert isinstance(read_environment(str(tmp_path / "gone"), {}).packages, Unknown)
-
-
-def test_pyenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tmp_path / "pyenv"
-    shim = executable(root / "shims" / "python", "#!/usr/bin/env bash\n")
-    for version in ("3.10.4", "3.12.1"):
-        top = root / "versions" / version
-        executable(top / "bin" / "python")
-        make_site(top / "lib" / f"python{version[:4]}" / "site-packages", f"torch-2.{version[2:4]}.dist-info")
-    (root / "version").write_text("3.12.1\n")
-    monkeypatch.chdir(tmp_path)
-    assert read_environment(str(shim), {"HOME": str(tmp_path)}).packages == {"torch": "2.12"}
-    (tmp_path / ".python-version").write_text("3.10.4\n")
-    assert read_environment(str(shim), {"HOME": str(tmp_path)}).packages == {"torch": "2.10"}
-    chosen = read_environment(str(shim), {"HOME": str(tmp_path), "PYENV_VERSION": "3.12.1"})
-    assert chosen.packages == {"torch": "2.12"}
-
-
-def test_the_launcher_tells_where_python_does_not(tmp_path: Path) -> None:
-    bare = make_venv(tmp_path / "bare", "pip-24.0.dist-info")
-    full = make_venv(tmp_path / "full", "torch-2.6.0.dist-info", "accelerate-1.7.0.dist-info")
-    launcher = executable(tmp_path / "bin" / "accelerate", f"#!{full}\nimport sys\n")
-    places = {"python": str(bare), "accelerate": str(launcher)}
-    variables = {"HOME": str(tmp_path)}
-    assert find_environment(None, places, variables).python.executable == str(full)
-    assert find_environment(None, {"python": str(bare)}, variables).python.executable == str(bare)
-    assert find_environment(str(tmp_path / "full"), {"python": str(bare)}, variables).python.executable == str(full)
-    assert isinstance(find_environment(None, {}, variables).packages, Unknown)
-
-
-def test_commands_and_their_first_lines(tmp_path: Path) -> None:
-    launcher = executable(tmp_path / "torchrun", "#!/opt/e/bin/python3.11 -E\nimport sys\n")
-    executable(tmp_path / "srun")
-    places = commands_on_path(str(tmp_path))
-    assert places == {"torchrun": str(launcher), "srun": str(tmp_path / "srun")}
-    shebangs = shebangs_of(places.values())
-    assert shebangs == {str(launcher): "#!/opt/e/bin/python3.11 -E"}
-    assert interpreter_of(shebangs[str(launcher)]) == "/opt/e/bin/python3.11"
-    assert interpreter_of("#!/usr/bin/env python") is None
-    assert interpreter_of("#!/bin/sh") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "cuda"),
-    [
-        ("__version__ = '2.6.0+cu124'\ncuda: Optional[str] = '12.4'\nhip: Optional[str] = None\n", "12.4"),
-        ("__version__ = '2.6.0+cpu'\ncuda: Optional[str] = None\n", None),
-        ("cuda = '11.7'\n", "11.7"),
-    ],
-)
-def test_cuda_of_torch(tmp_path: Path, text: str, cuda: str | None) -> None:
-    python = make_venv(tmp_path / "v", "torch-2.6.0.dist-info")
-    package = tmp_path / "v" / "lib" / "python3.11" / "site-packages" / "torch"
-    package.mkdir()
-    (package / "version.py").write_text(text)
-    assert torch_cuda(read_environment(str(python), {"HOME": str(tmp_path)})) == cuda
-
-
-def test_no_torch(tmp_path: Path) -> None:
-    python = make_venv(tmp_path / "v")
-    assert isinstance(torch_cuda(read_environment(str(python), {"HOME": str(tmp_path)})), Unknown)
-
-
 def test_metadata_whose_name_has_no_version_is_read(tmp_path: Path) -> None:
-    python = make_venv(tmp_path, "torch-2.6.0.dist-info")
-    (site,) = (tmp_path / "lib").glob("python*/site-packages")
+    make_venv(tmp_path, "torch-2.6.0")
+    site = site_of(tmp_path)
     project = tmp_path / "project"
     (project / "my_frame.egg-info").mkdir(parents=True)
     (project / "my_frame.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: my-frame\nVersion: 0.3.1\n")
     (site / "my-frame.egg-link").write_text(f"{project}\n.")
     (site / "bare.egg-info").mkdir()
     (site / "bare.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: bare\nVersion: 7\n")
+    (site / "old-1.0-py3.11.egg-info").write_text("Metadata-Version: 1.1\nName: old\nVersion: 1.0\n")
+    (site / "apex-0.1-py3.11-linux-x86_64.egg" / "EGG-INFO").mkdir(parents=True)
+    (site / "apex-0.1-py3.11-linux-x86_64.egg" / "EGG-INFO" / "PKG-INFO").write_text("Name: apex\nVersion: 0.1\n")
     (site / "broken.egg-info").mkdir()
     (site / "gone.egg-link").write_text("/no/such/place\n.")
-    packages = read_environment(str(python), {}).packages
-    assert packages == {"torch": "2.6.0", "my-frame": "0.3.1", "bare": "7"}
+    (site / "binary.egg-link").write_bytes(b"\xff\xfe\0")
+    assert installed(tmp_path).packages == {
+        "torch": "2.6.0",
+        "my-frame": "0.3.1",
+        "bare": "7",
+        "old": "1.0",
+        "apex": "0.1",
+    }
+
+
+def test_an_empty_directory_is_no_installation(tmp_path: Path) -> None:
+    make_venv(tmp_path, "torch-2.6.0.dist-info", "peft-0.15.2")
+    assert installed(tmp_path).packages == {"peft": "0.15.2"}
+
+
+def test_of_two_in_one_directory_the_one_written_last_counts(tmp_path: Path) -> None:
+    make_venv(tmp_path, "torch-2.6.0", "torch-2.10.0", "trl-0.9.6", "trl-0.20.0.dist-info")
+    site = site_of(tmp_path)
+    os.utime(site / "torch-2.10.0.dist-info", (1_000, 1_000))
+    found = installed(tmp_path)
+    assert found.packages == {"torch": "2.6.0", "trl": "0.9.6"}
+    assert found.package_copies == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00garbage\n\x00", b"Version\nRequires-Dist\n: :\n"])
+def test_corrupt_metadata(tmp_path: Path, content: bytes) -> None:
+    make_venv(tmp_path, "torch-2.6.0")
+    folder = site_of(tmp_path) / "torch-2.6.0.dist-info"
+    for name in ("METADATA", "WHEEL", "direct_url.json", "RECORD"):
+        (folder / name).write_bytes(content)
+    found = installed(tmp_path)
+    assert found.packages == {"torch": "2.6.0"}
+    assert found.package_requirements == {"torch": ()}
+    assert found.wheels == {}
+
+
+def test_metadata_that_are_directories_or_lead_nowhere(tmp_path: Path) -> None:
+    make_venv(tmp_path, "torch-2.6.0")
+    folder = site_of(tmp_path) / "torch-2.6.0.dist-info"
+    (folder / "METADATA").unlink()
+    (folder / "METADATA").mkdir()
+    (folder / "WHEEL").symlink_to("nowhere")
+    (site_of(tmp_path) / "peft-1.0.dist-info").symlink_to("nowhere")
+    found = installed(tmp_path)
+    assert found.packages == {"torch": "2.6.0"}
+    assert found.package_requirements == {"torch": ()}
+
+
+def test_file_names_that_are_no_text(tmp_path: Path) -> None:
+    """An interpreter in the C locale reads them as surrogates; they must not stop anything."""
+    make_venv(tmp_path, "torch-2.6.0")
+    os.mkdir(os.fsencode(site_of(tmp_path)) + b"/caf\xe9-1.0.dist-info")
+    make_site(site_of(tmp_path), "größe-1.0")
+    code = (
+        "import sys; sys.path[:0] = eval(sys.argv[2])\n"
+        "from mgpu_doctor.collect.interpreter import read_interpreter\n"
+        "from mgpu_doctor.collect.packages import read_packages\n"
+        "found = read_packages(read_interpreter(sys.argv[1], {}))\n"
+        "print(found.packages['torch'], len(found.packages))\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path / "bin" / "python"), repr(sys.path)],
+        env={"LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.split() == ["2.6.0", "3"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
+    make_venv(tmp_path, "torch-2.6.0")
+    site_of(tmp_path).chmod(0)
+    try:
+        packages = installed(tmp_path).packages
+    finally:
+        site_of(tmp_path).chmod(0o755)
+    assert isinstance(packages, Unknown)
+    assert "cannot be read" in packages.reason
+
+
+def test_a_directory_that_access_denies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_venv(tmp_path, "torch-2.6.0")
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(site_of(tmp_path)))
+    packages = installed(tmp_path).packages
+    assert packages == Unknown(f"{site_of(tmp_path)} cannot be read")
+
+
+def test_copies_come_in_the_order_of_the_search_path(tmp_path: Path) -> None:
+    prefix = tmp_path / "conda"
+    executable(prefix / "bin" / "python3.10")
+    own = make_site(prefix / "lib" / "python3.10" / "site-packages", "torch-2.6.0", "peft-0.15.2", "numpy-1.26.4")
+    user = make_site(tmp_path / ".local" / "lib" / "python3.10" / "site-packages", "torch-2.3.1", "numpy-1.26.4")
+    extra = make_site(tmp_path / "extra", "torch-2.0.1")
+    (tmp_path / "again").symlink_to(extra)
+    variables = {"HOME": str(tmp_path), "PYTHONPATH": f"{extra}:{tmp_path / 'again'}"}
+    found = read_packages(read_interpreter(str(prefix / "bin" / "python3.10"), variables))
+    assert found.packages == {"torch": "2.0.1", "numpy": "1.26.4", "peft": "0.15.2"}
+    assert found.package_copies == {
+        "torch": (
+            PackageCopy("2.0.1", str(extra)),
+            PackageCopy("2.3.1", str(user)),
+            PackageCopy("2.6.0", str(own)),
+        ),
+        "numpy": (PackageCopy("1.26.4", str(user)), PackageCopy("1.26.4", str(own))),
+    }
+
+
+def test_the_source_of_an_editable_installation_is_no_second_copy(tmp_path: Path) -> None:
+    make_venv(tmp_path / "v")
+    source = make_site(tmp_path / "my project" / "src")
+    (source / "llamafactory.egg-info").mkdir()
+    (source / "llamafactory.egg-info" / "PKG-INFO").write_text("Name: llamafactory\nVersion: 0.9.3\n")
+    url = f"file://{tmp_path}/my%20project"
+    about = json.dumps({"dir_info": {"editable": True}, "url": url})
+    distribution(site_of(tmp_path / "v"), "llamafactory", "0.9.3", direct_url__json=about)
+    (site_of(tmp_path / "v") / "__editable__.llamafactory.pth").write_text(f"{source}\n")
+    found = installed(tmp_path / "v")
+    assert found.packages == {"llamafactory": "0.9.3"}
+    assert found.package_copies == {}
+    with_path = installed(tmp_path / "v", {"PYTHONPATH": str(source)})
+    assert with_path.package_copies == {}
+    assert with_path.packages == {"llamafactory": "0.9.3"}
+
+
+def test_directories_that_a_pth_file_adds(tmp_path: Path) -> None:
+    make_venv(tmp_path / "v", "torch-2.6.0")
+    shared = make_site(tmp_path / "shared", "peft-0.15.2", "torch-1.0")
+    lines = f"# ours\nimport sys; sys.path.insert(0, '/x')\n{shared}\n/no/such\n\n"
+    (site_of(tmp_path / "v") / "shared.pth").write_text(lines)
+    found = read_interpreter(str(tmp_path / "v" / "bin" / "python"), {})
+    assert found.added == (str(shared),)
+    assert read_packages(found).packages == {"torch": "2.6.0", "peft": "0.15.2"}
+
+
+def test_requirements_are_those_that_count_here(tmp_path: Path) -> None:
+    make_venv(tmp_path)
+    distribution(
+        site_of(tmp_path),
+        "torch",
+        "2.6.0",
+        'Requires-Dist: nvidia-nccl-cu12 (==2.21.5) ; platform_system == "Linux"',
+        "Requires-Dist: pywin32>=2; sys_platform == 'win32'",
+        "Requires-Dist: typing-extensions>=4.8.0",
+        'Requires-Dist: setuptools ; python_version >= "3.12"',
+        'Requires-Dist: tomli<3,>=1.1.0 ; python_version < "3.12"',
+        'Requires-Dist: optree>=0.13.0; extra == "optree"',
+        "Requires-Dist: own @ https://example.org/a;b/own.whl ; python_version > '3.8'",
+    )
+    assert installed(tmp_path).package_requirements == {
+        "torch": (
+            "nvidia-nccl-cu12==2.21.5",
+            "typing-extensions>=4.8.0",
+            "tomli<3,>=1.1.0",
+            "own @ https://example.org/a;b/own.whl",
+        )
+    }
+
+
+def test_only_packages_that_matter_are_read(tmp_path: Path) -> None:
+    make_venv(tmp_path, "torch-2.6.0", "colorama-1.0")
+    assert installed(tmp_path).package_requirements == {"torch": ()}
+
+
+FLASH = "flash_attn-2.7.4.post1+cu12torch2.4cxx11abiTRUE-cp310-cp310-linux_x86_64.whl"
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        (
+            {"WHEEL": "Wheel-Version: 1.0\nTag: cp310-cp310-linux_x86_64\n"},
+            "flash_attn-2.7.4.post1-cp310-cp310-linux_x86_64.whl",
+        ),
+        (
+            {"WHEEL": "Tag: cp310-cp310-manylinux_2_17_x86_64\nTag: cp310-cp310-manylinux2014_x86_64\n"},
+            "flash_attn-2.7.4.post1-cp310-cp310-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+        ),
+        ({"WHEEL": "Tag: py2-none-any\nTag: py3-none-any\n"}, "flash_attn-2.7.4.post1-py2.py3-none-any.whl"),
+        ({"WHEEL": "Tag: nonsense\n"}, None),
+        ({}, None),
+        ({"direct_url__json": json.dumps({"url": f"https://x.org/v2/{FLASH.replace('+', '%2B')}#sha256=0"})}, FLASH),
+        (
+            {
+                "direct_url__json": json.dumps({"url": "https://x.org/flash-attn-2.7.4.post1.tar.gz"}),
+                "WHEEL": "Tag: cp310-cp310-linux_x86_64\n",
+            },
+            "flash_attn-2.7.4.post1-cp310-cp310-linux_x86_64.whl",
+        ),
+        ({"direct_url__json": "[1]", "WHEEL": "Tag: py3-none-any\n"}, "flash_attn-2.7.4.post1-py3-none-any.whl"),
+    ],
+)
+def test_name_of_the_wheel(tmp_path: Path, files: dict[str, str], name: str | None) -> None:
+    distribution(tmp_path, "flash_attn", "2.7.4.post1", **files)
+    assert wheel_name(one(tmp_path, "flash-attn")) == name
+
+
+def test_name_of_a_wheel_that_pip_installed_from_a_file(tmp_path: Path) -> None:
+    """The name tells more than the version in it: pip keeps it only in ``direct_url.json``."""
+    wheel = tmp_path / "flash_attn-2.7.4.post1+cu12torch2.4cxx11abiTRUE-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        folder = "flash_attn-2.7.4.post1.dist-info"
+        archive.writestr(f"{folder}/METADATA", "Metadata-Version: 2.1\nName: flash-attn\nVersion: 2.7.4.post1\n")
+        archive.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{folder}/RECORD", "")
+        archive.writestr("flash_attn/__init__.py", "")
+    site = tmp_path / "site"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(site),
+        str(wheel),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "No module named pip" in done.stderr:
+        pytest.skip("this environment has no pip")
+    assert done.returncode == 0, done.stderr
+    assert wheel_name(one(site, "flash-attn")) == wheel.name
+
+
+def test_conda(tmp_path: Path) -> None:
+    (tmp_path / "conda-meta").mkdir()
+    for name in ("pytorch-1.9.0-py3.8_cpu_0.json", "cuda-nvcc-12.4.131-0.json", "history", "x.json"):
+        (tmp_path / "conda-meta" / name).write_text("{}")
+    assert conda_packages(str(tmp_path)) == {"pytorch": "1.9.0=py3.8_cpu_0", "cuda-nvcc": "12.4.131=0"}
+    assert isinstance(conda_packages(str(tmp_path / "conda-meta")), Unknown)
+    assert conda_packages(Unknown("no")) == Unknown("no")
+
+
+def test_a_thousand_packages(tmp_path: Path) -> None:
+    """No more than one look at each directory, and none at packages that do not matter."""
+    site = make_site(tmp_path / "site", *(f"package{number}-1.{number}" for number in range(1000)))
+    interpreter = Interpreter(PythonInfo("/p/bin/python", "/p", "3.11.7"), (str(site),))
+    read_packages(interpreter)
+    started = time.perf_counter()
+    found = read_packages(interpreter)
+    took = time.perf_counter() - started
+    assert not isinstance(found.packages, Unknown)
+    assert len(found.packages) == 1000
+    assert took < 0.5
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("environment", [pytest.param(name, marks=requires_oracle(name)) for name in ENVIRONMENTS])
+def test_an_interpreter_says_the_same_of_its_packages(environment: str) -> None:
+    python = python_of(environment)
+    assert python is not None
+    found = read_packages(read_interpreter(str(python), {"HOME": "/nowhere"}))
+    assert not isinstance(found.packages, Unknown)
+    assert not isinstance(found.package_requirements, Unknown)
+    said = run_parser(
+        environment,
+        """
+import re
+from importlib import metadata
+from packaging.requirements import Requirement
+result = {"versions": {}, "requires": {}}
+for name in {re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower() for d in metadata.distributions()}:
+    result["versions"][name] = metadata.version(name)
+for name in payload:
+    kept = []
+    for text in metadata.requires(name) or ():
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            requirement.marker = None
+            kept.append(str(requirement))
+    result["requires"][name] = kept
+""",
+        sorted(found.package_requirements),
+    )
+    assert found.packages == said["versions"]
+    ours = {name: [str(Requirement(text)) for text in texts] for name, texts in found.package_requirements.items()}
+    assert ours == said["requires"]
+    assert "torch" in ours

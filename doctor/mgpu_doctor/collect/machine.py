@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mgpu_doctor.collect.environment import relevant
+from mgpu_doctor.errors import InputError
 from mgpu_doctor.model.facts import Facts
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.record import dataclass
+
+if TYPE_CHECKING:
+    from mgpu_doctor.collect.interpreter import Interpreter
+    from mgpu_doctor.collect.packages import Installed
 
 ORIGIN = "this machine"
 
@@ -22,14 +27,19 @@ ALL = frozenset({"environment", "gpus", "packages", "ports", "interfaces", "acce
 """Everything that can be asked for."""
 
 
-def this_machine(needs: frozenset[str] = ALL, python: str | None = None) -> Facts:
+def this_machine(needs: frozenset[str] = ALL, python: str | Unknown | None = None) -> Facts:
     """What is asked for about this machine; the rest is Unknown.
 
     ``needs`` are names out of :data:`ALL`; ``packages`` includes the interpreter and the commands on PATH.
-    ``python`` is the interpreter (or the directory of an environment) whose packages count,
-    None for the one that a command would use.
+    ``python`` is the interpreter whose packages count, or the directory of an environment, or a name on PATH;
+    None for the one that a command would use, Unknown where that cannot be told.
+
+    Raises:
+        InputError: there is no such interpreter.
     """
     variables = os.environ
+    if isinstance(python, str):
+        python = _named(python)
     values: dict[str, Any] = dict.fromkeys(_FACTS, UNASKED)
     if "environment" in needs:
         # Known at once, and often all that is asked for: not worth a thread.
@@ -47,11 +57,23 @@ def this_machine(needs: frozenset[str] = ALL, python: str | None = None) -> Fact
     return Facts(origin=ORIGIN, **values)
 
 
+def _named(python: str) -> str:
+    from mgpu_doctor.collect.interpreter import named_interpreter
+
+    found = named_interpreter(python)
+    if isinstance(found, Unknown):
+        raise InputError(
+            f"no interpreter to inspect: {found.reason}",
+            hint="give the path of an interpreter, the directory of an environment, or a name on PATH",
+        )
+    return found
+
+
 def _environment(variables: Mapping[str, str]) -> dict[str, Any]:
     return {"environment": relevant(variables), "environment_names": frozenset(variables)}
 
 
-def _gpus(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+def _gpus(variables: Mapping[str, str], _python: str | Unknown | None) -> dict[str, Any]:
     from mgpu_doctor.collect import driver
     from mgpu_doctor.collect.attempt import attempt
     from mgpu_doctor.collect.gpus import inventory
@@ -62,6 +84,9 @@ def _gpus(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
         # A sandbox may answer for a driver without showing its traces.
         hidden = Unknown("the driver works, but this cannot be seen from here")
         module, nodes = hidden if module is None else module, nodes or hidden
+    elif isinstance(found.nvml_error, Unknown):
+        # Where nothing is NVIDIA's, no device file is missing.
+        nodes = nodes or found.nvml_error
     return {
         "gpus": found.gpus,
         "gpu_processes": found.processes,
@@ -76,43 +101,70 @@ def _gpus(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
     }
 
 
-def _kernel_log(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+def _kernel_log(variables: Mapping[str, str], _python: str | Unknown | None) -> dict[str, Any]:
     from mgpu_doctor.collect import driver
     from mgpu_doctor.collect.kernel_log import xid_errors
 
     return {"xid_errors": xid_errors() if driver.nvidia_seen(variables) else driver.NOTHING_SEEN}
 
 
-def _packages(variables: Mapping[str, str], python: str | None) -> dict[str, Any]:
-    from mgpu_doctor.collect.packages import COMMANDS, commands_on_path, find_environment, shebangs_of, torch_cuda
+def _packages(variables: Mapping[str, str], python: str | Unknown | None) -> dict[str, Any]:
+    from mgpu_doctor.collect.attempt import attempt
+    from mgpu_doctor.collect.interpreter import COMMANDS, commands_on_path, find_interpreter, shebangs_of
+    from mgpu_doctor.collect.packages import conda_packages, read_packages
+    from mgpu_doctor.collect.toolkit import cuda_home, nvcc_version
 
     places = commands_on_path(variables.get("PATH"))
-    found = find_environment(python, places, variables)
+    found = find_interpreter(python, places, variables)
+    installed = read_packages(found)
+    home = cuda_home(variables)
     return {
         "python": found.python,
-        "packages": found.packages,
-        "site_packages": found.sites,
-        "conda": found.conda,
-        "torch_cuda": torch_cuda(found),
+        "packages": installed.packages,
+        "package_copies": installed.package_copies,
+        "package_requirements": installed.package_requirements,
+        "wheels": installed.wheels,
+        "site_packages": (*found.sites, *found.added),
+        "conda": attempt(lambda: conda_packages(found.python.prefix)),
         "which": {**dict.fromkeys(COMMANDS), **places},
         "shebangs": shebangs_of(places.values()),
+        "cuda_home": home,
+        "nvcc": attempt(lambda: nvcc_version(home)),
+        **_torch(found, installed, variables),
     }
 
 
-def _ports(_variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+def _torch(found: Interpreter, installed: Installed, variables: Mapping[str, str]) -> dict[str, Any]:
+    from mgpu_doctor.collect.attempt import attempt
+    from mgpu_doctor.collect.torch_build import TorchBuild, read_torch
+
+    required = installed.package_requirements
+    program = found.python.executable
+    build = attempt(
+        lambda: read_torch(
+            (*found.sites, *found.added),
+            () if isinstance(required, Unknown) else required.get("torch", ()),
+            None if isinstance(program, Unknown) else program,
+            variables,
+        )
+    )
+    return {name: build if isinstance(build, Unknown) else getattr(build, name) for name in TorchBuild.__match_args__}
+
+
+def _ports(_variables: Mapping[str, str], _python: str | Unknown | None) -> dict[str, Any]:
     from mgpu_doctor.collect.ports import listening_ports
 
     return {"ports_in_use": listening_ports()}
 
 
-def _interfaces(_variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+def _interfaces(_variables: Mapping[str, str], _python: str | Unknown | None) -> dict[str, Any]:
     from mgpu_doctor.collect import network
     from mgpu_doctor.collect.attempt import attempt
 
     return {"interfaces": attempt(network.interfaces), "infiniband": attempt(network.infiniband)}
 
 
-def _host(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+def _host(variables: Mapping[str, str], _python: str | Unknown | None) -> dict[str, Any]:
     from mgpu_doctor.collect import host
     from mgpu_doctor.collect.attempt import attempt
     from mgpu_doctor.collect.cgroup import Allowance, allowance
@@ -134,7 +186,7 @@ def _host(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
     }
 
 
-def _bus(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+def _bus(variables: Mapping[str, str], _python: str | Unknown | None) -> dict[str, Any]:
     from mgpu_doctor.collect import pci, services
     from mgpu_doctor.collect.attempt import attempt
     from mgpu_doctor.collect.host import container
@@ -155,7 +207,7 @@ def _bus(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
     return found
 
 
-def _storage(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+def _storage(variables: Mapping[str, str], _python: str | Unknown | None) -> dict[str, Any]:
     from mgpu_doctor.collect import hub, places
     from mgpu_doctor.collect.attempt import attempt
 
@@ -166,7 +218,7 @@ def _storage(variables: Mapping[str, str], _python: str | None) -> dict[str, Any
     }
 
 
-def _accelerate_config(variables: Mapping[str, str], _python: str | None) -> dict[str, Any]:
+def _accelerate_config(variables: Mapping[str, str], _python: str | Unknown | None) -> dict[str, Any]:
     return {"accelerate_default_config": accelerate_default_config(variables)}
 
 
@@ -204,7 +256,7 @@ class _Part:
 
     need: str
     fields: tuple[str, ...]
-    look: Callable[[Mapping[str, str], str | None], dict[str, Any]]
+    look: Callable[[Mapping[str, str], str | Unknown | None], dict[str, Any]]
 
 
 _PARTS = (
@@ -226,7 +278,26 @@ _PARTS = (
         ),
         _gpus,
     ),
-    _Part("packages", ("packages", "conda", "torch_cuda", "which", "shebangs"), _packages),
+    _Part(
+        "packages",
+        (
+            "packages",
+            "package_copies",
+            "package_requirements",
+            "wheels",
+            "conda",
+            "which",
+            "shebangs",
+            "cuda_home",
+            "nvcc",
+            "torch_cuda",
+            "torch_cxx11abi",
+            "torch_archs",
+            "torch_nccl",
+            "nccl_libraries",
+        ),
+        _packages,
+    ),
     _Part("ports", ("ports_in_use",), _ports),
     _Part("interfaces", ("interfaces", "infiniband"), _interfaces),
     _Part("accelerate_config", ("accelerate_default_config",), _accelerate_config),
