@@ -1,0 +1,249 @@
+"""DeepSpeed has to compile an operator, and the CUDA compiler does not fit torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mgpu_checks.engine import deepspeed_file
+from mgpu_checks.stack import numbers, torch_cuda, users, variable, version
+from mgpu_doctor.authoring import (
+    Case,
+    ConfigFile,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Location,
+    Reference,
+    Rule,
+    Severity,
+    Signature,
+    Unknown,
+    is_before,
+    report,
+)
+
+_TRAINER = (
+    "from transformers import HfArgumentParser, Trainer, TrainingArguments\n\n"
+    "(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()\nTrainer(model, args).train()\n"
+)
+_FILES = {
+    "ft.py": _TRAINER,
+    "ds.json": '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}',
+}
+_COMMAND = "deepspeed --num_gpus 8 ft.py --deepspeed ds.json"
+_CUDA_11 = {"nvcc": "11.5", "cuda_home": "/usr/local/cuda"}
+
+RULE = Rule(
+    code="MGD511",
+    slug="cuda-toolkit-mismatch",
+    title="The CUDA compiler does not fit torch",
+    severity=Severity.ERROR,
+    summary="DeepSpeed compiles its CPU optimizer at the start, and nvcc is missing or of another CUDA than torch.",
+    why=(
+        "With an optimizer that is offloaded to the CPU, DeepSpeed compiles `cpu_adam` on first use. It takes the "
+        "compiler of CUDA_HOME, of PATH or of /usr/local/cuda and compares its version with the CUDA that torch was "
+        'built for: other major versions end with "Installed CUDA version 11.5 does not match the version torch was '
+        'compiled with 12.4". Without a compiler it stops as well. torch itself needs no toolkit: jobs that compile '
+        "nothing run."
+    ),
+    bad=(
+        Example("another major version", _COMMAND, _FILES, _CUDA_11),
+        Example("no compiler", _COMMAND, _FILES, {"nvcc": None, "cuda_home": None}),
+        Example(
+            "a minor version that this DeepSpeed does not know",
+            _COMMAND,
+            _FILES,
+            {
+                "nvcc": "12.8",
+                "packages": {"torch": "2.4.1+cu121", "deepspeed": "0.14.5", "transformers": "4.45.2"},
+                "torch_cuda": "12.1",
+            },
+        ),
+        Example(
+            "accelerate's own setting",
+            "accelerate launch --config_file acc.yaml ft.py",
+            {
+                "ft.py": _TRAINER,
+                "acc.yaml": "distributed_type: DEEPSPEED\nnum_processes: 8\n"
+                "deepspeed_config:\n  zero_stage: 2\n  offload_optimizer_device: cpu\n",
+            },
+            _CUDA_11,
+        ),
+        Example("the machine alone", facts=_CUDA_11),
+    ),
+    good=(
+        Example("the same CUDA", _COMMAND, _FILES, {"nvcc": "12.4"}),
+        Example("another minor version", _COMMAND, _FILES, {"nvcc": "12.1"}),
+        Example(
+            "nothing is compiled",
+            _COMMAND,
+            {**_FILES, "ds.json": '{"zero_optimization": {"stage": 2}}'},
+            _CUDA_11,
+        ),
+        Example("the check is switched off", f"DS_SKIP_CUDA_CHECK=1 {_COMMAND}", _FILES, _CUDA_11),
+        Example(
+            "a DeepSpeed that compiles it without CUDA",
+            _COMMAND,
+            _FILES,
+            {**_CUDA_11, "packages": {"torch": "2.13.0+cu126", "deepspeed": "0.19.8"}, "torch_cuda": "12.6"},
+        ),
+        Example("DeepSpeed is not installed", facts={**_CUDA_11, "packages": {"torch": "2.6.0+cu124"}}),
+        Example(
+            "conda's DeepSpeed is compiled already", _COMMAND, _FILES, {**_CUDA_11, "conda": {"deepspeed": "0.16.9=0"}}
+        ),
+    ),
+    sources=(
+        Reference(
+            "deepspeed 0.12.6, 0.13.5, 0.14.5, 0.15.4, 0.16.9, 0.17.6 and 0.18.0, op_builder/builder.py "
+            "assert_no_cuda_mismatch() and TorchCPUOpBuilder.cxx_args()",
+            "cpu_adam compares nvcc with torch.version.cuda and raises CUDAMismatchException; cuda_minor_mismatch_ok "
+            "lists what it accepts; DS_SKIP_CUDA_CHECK=1 switches it off",
+        ),
+        Reference(
+            "deepspeed 0.9.5, 0.10.3, 0.11.2 and 0.19.8, op_builder/builder.py",
+            "the same operator is compiled without CUDA instead",
+        ),
+        Reference(
+            "accelerate 1.15.0, accelerator.py _prepare_deepspeed()",
+            "an offloaded optimizer is replaced by DeepSpeedCPUAdam",
+        ),
+    ),
+    fix="install the toolkit that torch was built for, or a torch for this toolkit",
+    signatures=(
+        Signature(
+            r"Installed CUDA version \S+ does not match the version torch was compiled with \S+ unable to compile",
+            "deepspeed 0.6.7 … 0.19.8, op_builder/builder.py assert_no_cuda_mismatch()",
+            "Exception: Installed CUDA version 11.2 does not match the version torch was compiled with 10.2, unable to "
+            "compile cuda/cpp extensions without a matching cuda version.",
+        ),
+        Signature(
+            r"CUDA_HOME does not exist, unable to compile CUDA op\(s\)",
+            "deepspeed 0.9.5 … 0.19.8, op_builder/builder.py installed_cuda_version()",
+            "deepspeed.ops.op_builder.builder.MissingCUDAException: CUDA_HOME does not exist, unable to compile CUDA "
+            "op(s)",
+        ),
+        Signature(
+            r"The detected CUDA version \(\S+\) mismatches the version that was used to compile",
+            "torch 2.13.0, utils/cpp_extension.py _check_cuda_version()",
+            "RuntimeError: ('The detected CUDA version (%s) mismatches the version that was used to compilePyTorch "
+            "(%s). Please make sure to use the same CUDA versions.', '11.5', '12.4')",
+        ),
+        Signature(
+            r"'DeepSpeedCPUAdam' object has no attribute 'ds_opt_adam'",
+            "deepspeed 0.8.3, ops/adam/cpu_adam.py __del__(), after a failed compilation",
+            "AttributeError: 'DeepSpeedCPUAdam' object has no attribute 'ds_opt_adam'",
+            weak=True,
+        ),
+    ),
+)
+
+CHECKED = ((0, 12, 6), (0, 18, 1))
+"""Releases of DeepSpeed in which a mismatch stops ``cpu_adam``: since, and up to but without."""
+
+NEWEST_ACCEPTED = (((0, 12, 6), (12, 3)), ((0, 13, 5), (12, 3)), ((0, 14, 5), (12, 5)), ((0, 15, 4), (12, 6)),
+                   ((0, 16, 9), (12, 8)), ((0, 18, 0), (12, 9)))  # fmt: skip
+"""Up to a release of DeepSpeed, the newest CUDA 12 that it accepts beside another one; the lists only grow."""
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """The compiler against torch's CUDA, for jobs that compile, or for an environment with DeepSpeed."""
+    found = users(case)
+    if not found:
+        return
+    if found == (None,):
+        yield from _machine(case)
+        return
+    for launch in found:
+        place = _offloads(case, launch) if launch is not None else None
+        if place is None or launch is None:
+            continue
+        message = _problem(case, launch)
+        if message is not None:
+            yield report(RULE, message[0], place, fix=message[1], alternatives=_ALTERNATIVES)
+            return
+
+
+_ALTERNATIVES = (Fix("or leave the optimizer on the GPUs (no offload_optimizer)"),)
+
+
+def _machine(case: Case) -> Iterator[Finding]:
+    deepspeed = version(case, "deepspeed")
+    cuda, compiler = torch_cuda(case), case.facts.nvcc
+    if deepspeed is None or not isinstance(cuda, str) or not isinstance(compiler, str) or _is_built(case):
+        return
+    if numbers(compiler)[:1] != numbers(cuda)[:1]:
+        yield report(
+            RULE,
+            f"nvcc is of CUDA {compiler}, torch is built for CUDA {cuda}: DeepSpeed {deepspeed} cannot compile "
+            "operators here; jobs that need none run.",
+            subject=f"nvcc {compiler}",
+            severity=Severity.ADVICE,
+            fix=_fix(cuda),
+        )
+
+
+def _problem(case: Case, launch: Launch) -> tuple[str, Fix] | None:
+    """What is wrong with the compiler, None when nothing is or when that cannot be told."""
+    deepspeed = version(case, "deepspeed")
+    cuda = case.require(torch_cuda(case))
+    if deepspeed is None or cuda is None or _is_built(case):
+        return None
+    if is_before(deepspeed, *CHECKED[0]) is not False or is_before(deepspeed, *CHECKED[1]) is not True:
+        return None
+    compiler = case.require(case.facts.nvcc)
+    work = f"The offloaded optimizer makes DeepSpeed {deepspeed} compile cpu_adam"
+    if compiler is None:
+        lack = "there is no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda: it stops when the optimizer is made."
+        return f"{work}, and {lack}", _fix(cuda)
+    if variable(case, launch, "DS_SKIP_CUDA_CHECK") == "1" or _accepts(deepspeed, numbers(compiler), numbers(cuda)):
+        return None
+    text = f'"Installed CUDA version {compiler} does not match the version torch was compiled with"'
+    return f"{work} with nvcc {compiler}, and torch is built for CUDA {cuda}: it stops with {text}.", _fix(cuda)
+
+
+def _accepts(deepspeed: str, compiler: tuple[int, ...], torch: tuple[int, ...]) -> bool:
+    """Whether DeepSpeed compiles with this pair: the same release, or two that it lists as compatible."""
+    if compiler[:2] == torch[:2]:
+        return True
+    if compiler[:1] != torch[:1]:
+        return False
+    if compiler[0] != 12:
+        return compiler[0] < 12
+    limit = None
+    for release, newest in reversed(NEWEST_ACCEPTED):
+        if is_before(deepspeed, *release) or numbers(deepspeed) == release:
+            limit = newest
+    return limit is None or max(compiler[:2], torch[:2]) <= limit
+
+
+def _is_built(case: Case) -> bool:
+    """Whether DeepSpeed's operators come compiled: conda-forge's package."""
+    return not isinstance(case.facts.conda, Unknown) and "deepspeed" in case.facts.conda
+
+
+def _offloads(case: Case, launch: Launch) -> Location | None:
+    """Where the optimizer is sent to the CPU; None when it is not, or when nothing tells."""
+    config = deepspeed_file(case, launch)
+    if config is not None:
+        return _offloads_in(config, ("zero_optimization", "offload_optimizer", "device"))
+    layer = launch.layer("accelerate")
+    if layer is None:
+        return None
+    option = layer.option("offload_optimizer_device")
+    if option is not None:
+        return launch.command.locate(option.span) if option.value in ("cpu", "nvme") else None
+    if layer.config is None:
+        return None
+    return _offloads_in(layer.config, ("deepspeed_config", "offload_optimizer_device"))
+
+
+def _offloads_in(config: ConfigFile, path: tuple[str, ...]) -> Location | None:
+    return config.locate(*path) if config.get(*path) in ("cpu", "nvme") else None
+
+
+def _fix(cuda: str) -> Fix:
+    return Fix(
+        f"install the toolkit of CUDA {cuda} and let CUDA_HOME name it",
+        commands=(f"export CUDA_HOME=/usr/local/cuda-{cuda}",),
+    )
