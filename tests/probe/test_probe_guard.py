@@ -6,14 +6,17 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import mgpu_doctor
 from mgpu_doctor.probe import guard
 from mgpu_doctor.probe.session import LONGEST_SOCKET_PATH, MOST_LINES, Session, opened
 from probing import left_of, scratch
@@ -28,7 +31,8 @@ if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         os.environ.clear()
-        os.execve(sys.executable, [sys.executable, "-c", "import time; print('hidden', flush=True); time.sleep(600)"], {})
+        code = "import time; print('hidden', flush=True); time.sleep(600)"
+        os.execve(sys.executable, [sys.executable, "-c", code], {})
     os._exit(0)
 print("shown", flush=True)
 time.sleep(600)
@@ -112,7 +116,8 @@ def test_a_flood_is_drained_and_only_its_end_is_kept(place: str) -> None:
 def test_shared_memory_of_ours_is_removed_and_of_others_is_not(place: str) -> None:
     ours, other, foreign = (f"/dev/shm/{name}-{os.getpid()}" for name in ("nccl-doctor", "doctor-own", "nccl-foreign"))
     Path(foreign).write_text("x")
-    holder = f"import time\nfiles = [open(p, 'w') for p in ({ours!r}, {other!r})]\nprint('open', flush=True)\ntime.sleep(600)"
+    code = f"import time\nfiles = [open(p, 'w') for p in ({ours!r}, {other!r})]\n"
+    holder = f"{code}print('open', flush=True)\ntime.sleep(600)"
     try:
         with opened(TOKEN, 60, cpu=True) as session:
             session.start(1, [sys.executable, "-c", holder], dict(os.environ), "/")
@@ -164,8 +169,6 @@ with opened("feedfeedfeedfeed", 60, cpu=True) as session:
 @linux
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
 def test_nothing_outlives_the_doctor(place: str, number: signal.Signals) -> None:
-    import mgpu_doctor
-
     paths = [str(Path(mgpu_doctor.__file__).parent.parent)]
     code = textwrap.dedent(DOCTOR).format(paths=paths, hider=HIDER)
     environment = {**os.environ, "TMPDIR": place}
@@ -189,8 +192,6 @@ def test_nothing_outlives_the_doctor(place: str, number: signal.Signals) -> None
 
 
 def test_a_long_directory_takes_another_kind_of_line(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tempfile
-
     long = os.path.join(place, "x" * LONGEST_SOCKET_PATH)
     os.mkdir(long)
     monkeypatch.setattr(tempfile, "tempdir", long)
@@ -204,8 +205,6 @@ def test_a_long_directory_takes_another_kind_of_line(place: str, monkeypatch: py
 
 
 def test_a_stranger_on_the_line_is_not_heard(place: str) -> None:
-    import socket
-
     with opened(TOKEN, 60, cpu=True) as session:
         settings = json.loads(Path(session.directory, "channel.json").read_text())
         with socket.socket(socket.AF_UNIX) as stranger:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 LARGEST_LOG = 8 << 20
 
-_PARSER = re.compile(r"^(?:[\w.+-]+(?: [\w-]+)?): error: .+")
+_PARSER = re.compile(r"^[\w.+ /-]{1,80}: error: .+")
 _EXCEPTION = re.compile(
     r"^(?:\[rank\d+\]: ?)?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Timeout|NotFound)\b.*)"
 )
