@@ -16,6 +16,9 @@ from mgpu_doctor.model.known import Unknown
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 """The namespace that the kernel starts with: PROC_PID_INIT_INO of linux/proc_ns.h, 0xEFFFFFFC."""
 
+DEVICE_FILES = ("/dev/nvidia", "/dev/dxg")
+"""Beginnings of the names of GPUs' device files."""
+
 GIB = 2**30
 MOST_FILES = 4096
 _LARGEST_PASSWD = 1024 * 1024
@@ -89,7 +92,7 @@ def _holds_gpu(pid: int) -> bool:
         return False
     for name in names:
         try:
-            if os.readlink(f"{base}/{name}").startswith(("/dev/nvidia", "/dev/dxg")):
+            if os.readlink(f"{base}/{name}").startswith(DEVICE_FILES):
                 return True
         except OSError:
             continue
