@@ -248,7 +248,7 @@ def _working(observation: Observation, launch: Launch | None) -> Verdict:
     if observation.kind == "probe" and untried:
         text = f"{len(ranks)} processes on {len(ranks)} GPUs, but not everything was tried: {joined(untried)}"
         return Verdict(UNKNOWN, text)
-    done = " and reduce together to the right sum" if observation.kind == "probe" else ""
+    done = ", and all_reduce gives the right sum" if observation.kind == "probe" else ""
     return Verdict(MULTI, f"{len(ranks)} processes form one group, each works on a GPU of its own{done}")
 
 
@@ -265,16 +265,18 @@ def _single(observation: Observation, rank: RankSeen, launch: Launch | None) -> 
 def _compared(verdict: Verdict, observation: Observation, launch: Launch | None) -> Verdict:
     """The verdict with promised against measured."""
     processes = _processes(observation, launch)
-    devices = _devices(observation)
+    devices = _devices(observation, launch)
     lines = [processes, *devices, *_port(observation, launch)]
     decisive = [line.agree for line in (processes, *devices) if line.agree is not None]
     kept = all(decisive) if decisive else None
     sentence = verdict.sentence
     if verdict.word == CPU and observation.on_gpu and _gpus_promised(observation):
         kept = False
-    if verdict.word in (SINGLE, CPU) and processes.agree is False:
-        sentence += f", though {processes.promised} were asked for"
+    if verdict.word in (SINGLE, CPU) and processes.agree is False and len(present(observation)) == 1:
+        sentence = f"one process on {device_of(present(observation)[0])}, though {processes.promised} were asked for"
         verdict = replace(verdict, word=SINGLE)
+    elif verdict.word == CPU and processes.agree is False:
+        sentence += f"; {processes.promised} processes were promised"
     elif verdict.word == SINGLE and processes.agree:
         sentence += ", as asked"
     elif verdict.word == MULTI and processes.agree is False:
@@ -310,7 +312,7 @@ def _processes(observation: Observation, launch: Launch | None) -> Comparison:
     return Comparison("processes", f"{promised}", measured, count == promised and groups in (None, 1))
 
 
-def _devices(observation: Observation) -> tuple[Comparison, ...]:
+def _devices(observation: Observation, launch: Launch | None) -> tuple[Comparison, ...]:
     """One line for each rank whose device was promised or seen."""
     promised = observation.promised_uuids
     wanted = () if isinstance(promised, Unknown) else promised
@@ -323,9 +325,18 @@ def _devices(observation: Observation) -> tuple[Comparison, ...]:
         agree = None
         if isinstance(want, str) and not isinstance(rank.uuid, Unknown):
             agree = rank.uuid is not None and bare_uuid(want) == bare_uuid(rank.uuid)
-        says = short_uuid(want) if isinstance(want, str) else "not known"
+        says = _promised_device(want, launch) if isinstance(want, str) else "not known"
         lines.append(Comparison(f"rank {number}", says, device_of(rank), agree))
     return tuple(lines)
+
+
+def _promised_device(uuid: str, launch: Launch | None) -> str:
+    """``GPU 3 (GPU-1a2b3c4d)`` where the launch knows the number."""
+    placements = () if launch is None or isinstance(launch.ranks, Unknown) else launch.ranks
+    for one in placements:
+        if isinstance(one.uuid, str) and bare_uuid(one.uuid) == bare_uuid(uuid) and isinstance(one.physical_index, int):
+            return f"GPU {one.physical_index} ({short_uuid(uuid)})"
+    return short_uuid(uuid)
 
 
 def _port(observation: Observation, launch: Launch | None) -> tuple[Comparison, ...]:
@@ -338,6 +349,9 @@ def _port(observation: Observation, launch: Launch | None) -> tuple[Comparison, 
     measured = joined(sorted(seen))
     rendezvous = launch.rendezvous if launch is not None else None
     port = rendezvous.port.known if rendezvous is not None and rendezvous.port is not None else None
+    if launch is None:
+        # Nobody asked for a port.
+        return ()
     if rendezvous is None or port is None:
         return (Comparison("port", "not known", measured),)
     if port == 0 or rendezvous.backend.known not in ("static", "env"):

@@ -194,7 +194,7 @@ def test_a_slow_card_is_named_with_what_is_known_of_it() -> None:
     finding = only(slow_rank, healthy(4, ranks=ranks), None, facts)
     assert finding.severity is Severity.WARNING
     assert finding.message.startswith(
-        "rank 2 on GPU 2 (GPU-00000002) needs 2.00 ms alone for what the others need 1.00"
+        "Rank 2 on GPU 2 (GPU-00000002) needs 2.00 ms alone for what the others need 1.00"
     )
     assert [item.text for item in finding.evidence] == [
         "its clocks are lowered: hw_thermal_slowdown",

@@ -93,8 +93,8 @@ def find(case: Case) -> Iterator[Finding]:
     who = observed.names_of(hung) if hung else "the ranks"
     yield report(
         RULE,
-        f"{_STAGES[step.name]} did not come back{seconds}: {who} still wait{'s' * (len(hung) == 1)}. "
-        "The job would hang at the same place.",
+        f"{observed.sentence(_STAGES[step.name])} did not come back{seconds}: {who} still "
+        f"{'waits' if len(hung) == 1 else 'wait'}. The job would hang at the same place.",
         place_of(case),
         subject=subject_of(case),
         evidence=[*_stacks(hung), *_pairs(seen), *_tried(seen, step)],

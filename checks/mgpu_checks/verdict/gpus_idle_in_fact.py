@@ -92,8 +92,12 @@ def find(case: Case) -> Iterator[Finding]:
         place_of(case),
         subject=subject_of(case),
         evidence=each_rank(ranks),
-        fix=Fix(f"start {len(ranks) + len(wasted)} processes, or leave {names} out"),
+        fix=_fix(seen, f"start {len(ranks) + len(wasted)} processes, or leave {names} out"),
     )
+
+
+def _fix(seen: Observation, title: str) -> Fix:
+    return Fix("let each rank take a GPU of its own" if observed.shared_cards(seen) else title)
 
 
 def _given(seen: Observation, launch: Launch | None, idle: tuple[str, ...]) -> tuple[str, ...]:

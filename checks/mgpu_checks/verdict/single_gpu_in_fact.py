@@ -100,8 +100,8 @@ def find(case: Case) -> Iterator[Finding]:
     for ranks in observed.shared_devices(seen):
         yield report(
             RULE,
-            f"{observed.names_of(ranks)} run on one GPU, {observed.device_of(ranks[0])}: it looks like "
-            f"{len(ranks)} GPUs and is one{_slowed(ranks)}.",
+            f"{observed.sentence(observed.names_of(ranks))} run on one GPU, {observed.device_of(ranks[0])}: it looks "
+            f"like {len(ranks)} GPUs and is one{_slowed(ranks)}.",
             place_of(case),
             subject=subject_of(case),
             evidence=each_rank(ranks),

@@ -78,8 +78,8 @@ def find(case: Case) -> Iterator[Finding]:
         return
     yield report(
         RULE,
-        f"One process ran, on {observed.device_of(ranks[0])}, though {wanted} were asked for: its world size is 1, and "
-        "the rest of the GPUs do nothing.",
+        f"One process ran, on {observed.device_of(ranks[0])}, though {wanted} were asked for: its world size is 1"
+        f"{_wasted(ranks[0])}.",
         place_of(case),
         subject=subject_of(case),
         evidence=[*each_rank(ranks), *_sees(ranks[0])],
@@ -90,6 +90,11 @@ def find(case: Case) -> Iterator[Finding]:
 def _wanted(seen: Observation, launch: Launch | None) -> int:
     promised = seen.promised_processes if isinstance(seen.promised_processes, int) else 0
     return max(promised, observed.asked_processes(launch) or 0)
+
+
+def _wasted(rank: RankSeen) -> str:
+    others = rank.device_count - 1 if isinstance(rank.device_count, int) else 0
+    return f", and {others} GPU{'s' * (others != 1)} that it sees will do nothing" if others > 0 else ""
 
 
 def _sees(rank: RankSeen) -> Iterator[str]:

@@ -103,7 +103,8 @@ def _finding(case: Case, seen: Observation, rank: RankSeen, time: float, others:
     doubt = "; of two alone one cannot tell which is out of order" if of_two and alike else ""
     return report(
         RULE,
-        f"{who} needs {time:.2f} ms alone for what {than} {others:.2f} ms for ({time / others:.1f} times){doubt}{why}.",
+        f"{observed.sentence(who)} needs {time:.2f} ms alone for what {than} {others:.2f} ms for "
+        f"({time / others:.1f} times){doubt}{why}.",
         place_of(case),
         subject=subject_of(case),
         severity=Severity.WARNING if alike else Severity.ADVICE,

@@ -15,19 +15,38 @@ def run(given: Given) -> int:
     several = [name for name, value in kinds if value]
     if len(several) > 1:
         raise UsageError(f"{' and '.join(several)} exclude each other", hint="give one of them")
-    return conclude("check", given, command=command, argv=given.behind, files=given.words)
+    if not given.switch("probe"):
+        return conclude("check", given, command=command, argv=given.behind, files=given.words)
+    from mgpu_doctor.cli.probe import observer, refuse_facts
+
+    refuse_facts(given)
+    return conclude(
+        "check",
+        given,
+        observer(given),
+        command=command,
+        argv=given.behind,
+        files=given.words,
+        facts="this machine",
+    )
 
 
 VERB = Verb(
     "check",
     "Check this machine, and the given command or files against it.",
     "[FILE]... [-- COMMAND]",
-    (Option("--cmd", "The command as one text, as it would be typed.", "TEXT"), PYTHON, *SHARED),
+    (
+        Option("--cmd", "The command as one text, as it would be typed.", "TEXT"),
+        Option("--probe", "Also run it for seconds, as the verb probe does."),
+        PYTHON,
+        *SHARED,
+    ),
     run,
     (
         "mgpu-doctor check",
         "mgpu-doctor check -- torchrun --nproc-per-node 4 train.py",
         'mgpu-doctor check --cmd "CUDA_VISIBLE_DEVICES=4,5 accelerate launch train.py"',
+        "mgpu-doctor check --probe -- torchrun --nproc-per-node 4 train.py",
         "mgpu-doctor check --facts node17.json train.sbatch",
     ),
     dashes=True,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mgpu_doctor.cli.output import chosen_format, emit_json, emit_lines, emit_rich
 from mgpu_doctor.cli.verb import Given
-from mgpu_doctor.cli.waiting import waiting
+from mgpu_doctor.cli.waiting import Waiting, waiting
 from mgpu_doctor.diagnose import Request, diagnose
 from mgpu_doctor.errors import InputError, UsageError
 from mgpu_doctor.mend import mended
+from mgpu_doctor.model.case import Case
 from mgpu_doctor.model.finding import Finding
+from mgpu_doctor.model.observation import Observation
 from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.report import Report
 from mgpu_doctor.registry import Registry, load_checks
@@ -30,7 +34,11 @@ class Correction:
     remaining: tuple[Finding, ...]
 
 
-def conclude(mode: str, given: Given, **request: Any) -> int:
+Observe = Callable[[Case, Waiting], Observation]
+"""Runs the job of a case and says what was seen; meanwhile it may say what is being done."""
+
+
+def conclude(mode: str, given: Given, observe: Observe | None = None, **request: Any) -> int:
     """Diagnose what was given, show the report, and return the exit code.
 
     ``request`` are further fields of :class:`~mgpu_doctor.diagnose.Request`.
@@ -45,8 +53,9 @@ def conclude(mode: str, given: Given, **request: Any) -> int:
         "python": given.text("python"),
     }
     check_names(registry, shared["select"] + shared["ignore"])
-    with waiting("looking at this machine" if shared["facts"] is None and mode != "lint" else "reading"):
-        report = diagnose(Request(**shared, **request), registry)
+    with waiting("looking at this machine" if shared["facts"] is None and mode != "lint" else "reading") as note:
+        seen = None if observe is None else partial(_observed, observe, note)
+        report = diagnose(Request(**(shared | request)), registry, seen)
     if not report.case.sources and chosen_format(given.text("format")) in ("plain", "rich"):
         refuse_unread(report)
     correction = None
@@ -54,6 +63,10 @@ def conclude(mode: str, given: Given, **request: Any) -> int:
         correction = _correct(report, registry, shared)
     show(report, correction, given)
     return report.exit_code
+
+
+def _observed(observe: Observe, note: Waiting, case: Case) -> Observation:
+    return observe(case, note)
 
 
 def refuse_unread(report: Report) -> None:
@@ -71,7 +84,12 @@ def show(report: Report, correction: Correction | None, given: Given) -> None:
     if chosen == "json":
         from mgpu_doctor.render.json import report_document
 
-        emit_json(report_document(report, commands=commands, corrected=text, remaining=remaining))
+        document = report_document(report, commands=commands, corrected=text, remaining=remaining)
+        if report.case.observation is not None:
+            from mgpu_doctor.cli.probe import shown_observation
+
+            document["observation"] = shown_observation(report.case.observation)
+        emit_json(document)
     elif chosen == "github":
         from mgpu_doctor.render.github import github_lines
 
@@ -91,7 +109,9 @@ def _show_plain(report: Report, text: str | None, remaining: tuple[Finding, ...]
         return
     if commands:
         emit_lines(plain.command_lines(report))
-    if report.mode in ("lint", "logs"):
+    if report.mode == "probe":
+        emit_lines(plain.probed_lines(report, text, remaining))
+    elif report.mode in ("lint", "logs"):
         emit_lines(plain.lint_lines(report))
     else:
         emit_lines(plain.check_lines(report, text, remaining))
@@ -107,7 +127,9 @@ def _draw(
         return
     if commands:
         drawing.print_commands(console, report)
-    if report.mode in ("lint", "logs"):
+    if report.mode == "probe":
+        drawing.print_probed(console, report, text, remaining)
+    elif report.mode in ("lint", "logs"):
         drawing.print_lint(console, report)
     else:
         drawing.print_check(console, report, text, remaining)

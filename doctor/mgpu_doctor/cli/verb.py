@@ -85,7 +85,9 @@ VERBS = {
     "explain": Place("mgpu_doctor.cli.explain", "Say what a launch command would really do, or what a rule means."),
     "check": Place("mgpu_doctor.cli.check", "Check this machine, and a command or files against it."),
     "lint": Place("mgpu_doctor.cli.lint", "Find faulty launch commands in scripts and documents."),
+    "probe": Place("mgpu_doctor.cli.probe", "Find out in seconds whether GPUs truly work in parallel."),
     "logs": Place("mgpu_doctor.cli.logs", "Find the root cause in the output of a failed run."),
+    "facts": Place("mgpu_doctor.cli.facts", "Write down this machine as JSON, for elsewhere and for bug reports."),
     "rules": Place("mgpu_doctor.cli.rules", "List the rules."),
     "new-check": Place("mgpu_doctor.cli.new_check", "Write the skeleton of a new check."),
 }
@@ -112,7 +114,7 @@ SELECTION = (
 SHARED = (
     FORMAT,
     *SELECTION,
-    Option("--facts", "The machine as a facts file; none judges the text alone.", "FILE|none"),
+    Option("--facts", "The machine as a facts file (- for standard input); none judges the text alone.", "FILE|none"),
     Option("--show-commands", "Also say what each launch command would do."),
     NO_COLOR,
 )

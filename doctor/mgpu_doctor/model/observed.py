@@ -120,6 +120,11 @@ def joined(parts: Iterable[str]) -> str:
     return f"{', '.join(head)} and {last}" if head else last
 
 
+def sentence(text: str) -> str:
+    """A text that begins with a capital letter, and is the same otherwise."""
+    return text[:1].upper() + text[1:]
+
+
 def short_uuid(uuid: str) -> str:
     """The part of a UUID that tells it apart on one machine."""
     kind, dash, rest = uuid.strip().partition("-")

@@ -69,7 +69,8 @@ def print_explanation(
 def print_check(
     console: Console, report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()
 ) -> None:
-    """The machine, how each family of checks went, then the findings, worst first."""
+    """What was seen of the job, the machine, how each family of checks went, then the findings, worst first."""
+    _print_seen(console, report)
     _print_machine(console, report)
     if len(report.maps) == 1 and report.maps[0].rows:
         _print_map(console, report.maps[0])
@@ -77,7 +78,29 @@ def print_check(
     _print_findings(console, report)
     _print_skipped(console, report)
     if corrected is not None:
-        _print_corrected(console, corrected, tuple(remaining))
+        _print_corrected(console, corrected, tuple(remaining), probed=report.verdict is not None)
+
+
+def print_probed(
+    console: Console, report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()
+) -> None:
+    """What was seen of the job, then the findings."""
+    from mgpu_doctor.render.probe import unlooked
+
+    _print_seen(console, report)
+    _print_findings(console, report)
+    skipped = unlooked(report)
+    if skipped is not None:
+        console.print(Text(skipped, "dim"))
+    if corrected is not None:
+        _print_corrected(console, corrected, tuple(remaining), probed=True)
+
+
+def _print_seen(console: Console, report: Report) -> None:
+    if report.verdict is not None:
+        from mgpu_doctor.render.probe_console import print_probe
+
+        print_probe(console, report)
 
 
 def print_lint(console: Console, report: Report) -> None:
@@ -338,9 +361,9 @@ def _print_skipped(console: Console, report: Report) -> None:
         console.print(Padding(Text(f"{', '.join(codes)}: {reason}", "dim"), (0, 0, 0, 2)))
 
 
-def _print_corrected(console: Console, corrected: str, remaining: tuple[Finding, ...]) -> None:
+def _print_corrected(console: Console, corrected: str, remaining: tuple[Finding, ...], *, probed: bool = False) -> None:
     console.print()
     console.print(_heading("Corrected command"))
     # Not wrapped and not indented: it is there to be copied.
     console.print(Text(shown(corrected).strip("\n")), soft_wrap=True)
-    console.print(Text(verdict_on(corrected, remaining), "yellow" if remaining else "green"))
+    console.print(Text(verdict_on(corrected, remaining, probed=probed), "yellow" if remaining else "green"))

@@ -14,6 +14,9 @@ _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.ADVICE
 
 def github_lines(report: Report) -> Iterator[str]:
     """One line for each finding and for each thing that kept the examination from being whole."""
+    if report.verdict is not None:
+        level = "error" if report.verdict.failed else "warning" if report.verdict.undecided else "notice"
+        yield f"::{level} title=mgpu-doctor probe {report.verdict.word}::{_data(report.verdict.sentence)}"
     for finding in in_reading_order(report):
         yield _annotation(finding)
     for line in incomplete_lines(report):

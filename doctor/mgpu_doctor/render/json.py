@@ -16,6 +16,7 @@ from mgpu_doctor.model.launch import Launch, Layer, Option, VisibleDevices
 from mgpu_doctor.model.log import LogReading
 from mgpu_doctor.model.report import Report
 from mgpu_doctor.model.source import Location, Span
+from mgpu_doctor.model.verdict import Verdict
 from mgpu_doctor.render.clean import is_private, mask
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def report_document(
     }
     if commands:
         document["commands"] = [launch_document(launch) for launch in report.case.launches]
+    if report.verdict is not None:
+        document["verdict"] = verdict_document(report.verdict)
     if report.maps:
         document["device_maps"] = [device_map_document(devices) for devices in report.maps]
     if corrected is not None:
@@ -98,6 +101,20 @@ def _summary(report: Report) -> dict[str, Any]:
         "crashed": kinds.count(OutcomeKind.CRASHED),
         "fail_on": report.fail_on,
         "exit_code": report.exit_code,
+    }
+
+
+def verdict_document(verdict: Verdict) -> dict[str, Any]:
+    """A verdict; ``agree`` and ``as_promised`` are null where one of the two sides is not known."""
+    return {
+        "word": verdict.word,
+        "sentence": mask(verdict.sentence),
+        "stage": verdict.stage,
+        "as_promised": verdict.as_promised,
+        "comparisons": [
+            {"subject": line.subject, "promised": line.promised, "measured": line.measured, "agree": line.agree}
+            for line in verdict.comparisons
+        ],
     }
 
 

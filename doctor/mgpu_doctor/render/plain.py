@@ -46,7 +46,8 @@ def explain_lines(report: Report, corrected: str | None = None, remaining: Itera
 
 
 def check_lines(report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()) -> Iterator[str]:
-    """The machine, how each family of checks went, then the findings."""
+    """What was seen of the job, the machine, how each family of checks went, then the findings."""
+    yield from _seen_lines(report)
     machine = machine_lines(report.case.facts)
     if machine:
         yield from (f"{label}: {text}" for label, text in machine)
@@ -64,7 +65,28 @@ def check_lines(report: Report, corrected: str | None = None, remaining: Iterabl
         yield from (f"  {reason} ({', '.join(codes)})" for reason, codes in skipped)
     if corrected is not None:
         yield ""
-        yield from _corrected_lines(corrected, tuple(remaining))
+        yield from _corrected_lines(corrected, tuple(remaining), probed=report.verdict is not None)
+
+
+def probed_lines(report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()) -> Iterator[str]:
+    """What was seen of the job, then the findings."""
+    from mgpu_doctor.render.probe import unlooked
+
+    yield from _seen_lines(report)
+    yield from _finding_blocks(report)
+    skipped = unlooked(report)
+    if skipped is not None:
+        yield skipped
+    if corrected is not None:
+        yield ""
+        yield from _corrected_lines(corrected, tuple(remaining), probed=True)
+
+
+def _seen_lines(report: Report) -> Iterator[str]:
+    if report.verdict is not None:
+        from mgpu_doctor.render.probe_plain import probe_lines
+
+        yield from probe_lines(report)
 
 
 def lint_lines(report: Report) -> Iterator[str]:
@@ -145,16 +167,17 @@ def _fix_lines(label: str, fix: Fix) -> Iterator[str]:
     yield from (f"      $ {one_line(command)}" for command in fix.commands)
 
 
-def _corrected_lines(corrected: str, remaining: tuple[Finding, ...]) -> Iterator[str]:
+def _corrected_lines(corrected: str, remaining: tuple[Finding, ...], *, probed: bool = False) -> Iterator[str]:
     yield "corrected command:"
     yield shown(corrected).strip("\n")
-    yield verdict_on(corrected, remaining)
+    yield verdict_on(corrected, remaining, probed=probed)
 
 
-def verdict_on(corrected: str, remaining: tuple[Finding, ...]) -> str:
-    """What a second look at the corrected command says."""
+def verdict_on(corrected: str, remaining: tuple[Finding, ...], *, probed: bool = False) -> str:
+    """What a second look at the corrected command says; it is never ``probed`` again."""
     masked = "; put your own secret back in place of the asterisks" if mask(corrected) != corrected else ""
     if not remaining:
-        return f"checked again: nothing left{masked}"
+        doubt = "; whether it works, another probe can tell" if probed else ""
+        return f"checked again: nothing left{doubt}{masked}"
     names = ", ".join(dict.fromkeys(f"{finding.code} {finding.slug}" for finding in remaining))
     return f"checked again: {count_line(remaining)} left for you to decide: {names}{masked}"

@@ -68,6 +68,8 @@ def searched(report: Report) -> str:
         size = sum(reading.lines for reading in logs)
         return f"in {size} lines" + (f" of {len(logs)} logs" if len(logs) != 1 else "")
     commands = len(report.case.launches)
+    if report.case.observation is not None and not commands and report.case.facts.origin == "none":
+        return "in the saved probe"
     if not commands and not report.case.sources:
         return f"on {one_line(report.case.facts.origin)}"
     return f"in {commands} launch command{'s' * (commands != 1)}"
