@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from mgpu_doctor.collect import driver, gpus
+from mgpu_doctor.collect.machine import this_machine
 from mgpu_doctor.collect.topology import SWITCH, Links, bonded_links, path_name
 from mgpu_doctor.model.known import Unknown
 
@@ -39,6 +41,15 @@ def test_no_sign_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert found.gpus == found.nvml_error == found.processes == driver.NOTHING_SEEN
     assert driver.module_version(str(tmp_path)) is None
     assert isinstance(driver.device_nodes(str(tmp_path)), Unknown)
+
+
+def test_where_nothing_is_nvidias_nothing_is_missing() -> None:
+    if driver.nvidia_seen(os.environ):
+        pytest.skip("this machine has NVIDIA hardware, or its driver")
+    facts = this_machine(frozenset({"gpus"}))
+    assert facts.driver_module is None
+    for value in (facts.gpus, facts.nvml_error, facts.device_nodes, facts.xid_errors, facts.topology):
+        assert value == driver.NOTHING_SEEN
 
 
 def test_a_card_without_a_driver_is_a_fault(tmp_path: Path) -> None:

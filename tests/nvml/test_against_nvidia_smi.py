@@ -23,11 +23,16 @@ pytestmark = [
     ),
 ]
 
+
+def _dotted(capability: tuple[int, int] | Unknown) -> object:
+    return capability if isinstance(capability, Unknown) else "{}.{}".format(*capability)
+
+
 _COLUMNS: dict[str, Callable[[Gpu], object]] = {
     "name": lambda gpu: gpu.name,
     "uuid": lambda gpu: gpu.uuid,
     "pci.bus_id": lambda gpu: gpu.pci_bus_id,
-    "compute_cap": lambda gpu: ".".join(map(str, gpu.compute_capability or ())),
+    "compute_cap": lambda gpu: _dotted(gpu.compute_capability),
     "compute_mode": lambda gpu: gpu.compute_mode,
     "mig.mode.current": lambda gpu: "Enabled" if gpu.mig_mode else "Disabled",
     "ecc.errors.uncorrected.volatile.total": lambda gpu: gpu.ecc_uncorrected,
