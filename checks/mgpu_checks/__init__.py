@@ -59,6 +59,7 @@ MODULES: tuple[str, ...] = (
     "rendezvous.expanded_too_early",
     "rendezvous.scheduler_mismatch",
     "rendezvous.interface_missing",
+    "rendezvous.network_isolated",
     "rendezvous.hostfile_mismatch",
     "rendezvous.stale_rank_variables",
     "hub.offline_flags_missing",

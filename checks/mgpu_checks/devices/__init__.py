@@ -119,11 +119,20 @@ def assignments(case: Case) -> Iterator[Variable]:
             if key not in seen:
                 seen.add(key)
                 yield variable
+    alone = environment_alone(case, VISIBLE)
+    if alone is not None:
+        yield _inherited(VISIBLE, alone)
     for launch in case.launches:
         found = reaching(case, launch, VISIBLE)
         if found is not None and found.location is None:
             yield found
             return
+
+
+def environment_alone(case: Case, name: str) -> str | None:
+    """A variable of the environment where there is no launch to judge it by; None when unset, unknown or not asked."""
+    value = None if case.launches else case.facts.variable(name)
+    return value if isinstance(value, str) else None
 
 
 def reaching(case: Case, launch: Launch, name: str) -> Variable | None:

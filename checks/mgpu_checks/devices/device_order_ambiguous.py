@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.devices import ORDER, elsewhere, gpu_count, indices, program_of, reaching, selections, set_by_program
+from mgpu_checks.devices import (
+    ORDER,
+    VISIBLE,
+    elsewhere,
+    environment_alone,
+    gpu_count,
+    indices,
+    program_of,
+    reaching,
+    selections,
+    set_by_program,
+)
 from mgpu_doctor.authoring import (
     Case,
     Example,
@@ -73,6 +84,7 @@ RULE = Rule(
 
 def find(case: Case) -> Iterator[Finding]:
     """Indices that may mean another card than the one that nvidia-smi shows."""
+    yield from _alone(case)
     seen = set()
     for selection in selections(case):
         wanted = indices(selection.text)
@@ -100,6 +112,28 @@ def find(case: Case) -> Iterator[Finding]:
             subject=selection.subject,
             fix=fix,
         )
+
+
+def _alone(case: Case) -> Iterator[Finding]:
+    """A machine without a command: a warning where the environment chooses by index, advice where nobody does yet."""
+    if case.launches or isinstance(case.facts.gpus, Unknown) or isinstance(case.facts.environment, Unknown):
+        return
+    names = sorted({gpu.name for gpu in case.facts.gpus if isinstance(gpu.name, str)})
+    if len(names) < 2 or case.facts.variable(ORDER) == "PCI_BUS_ID":
+        return
+    text = environment_alone(case, VISIBLE)
+    wanted = indices(text) if text is not None else ()
+    if wanted is None or (wanted and len(set(wanted)) >= len(case.facts.gpus)):
+        return
+    chosen = f"{VISIBLE}={text} chooses by index among them" if wanted else "a list of indices may mean other cards"
+    yield report(
+        RULE,
+        f"This machine has different GPUs ({', '.join(names)}) and {ORDER} is not set: CUDA numbers the fastest first, "
+        f"nvidia-smi by PCI bus, so {chosen}.",
+        subject=f"{VISIBLE} in the environment" if wanted else "GPUs",
+        severity=None if wanted else Severity.ADVICE,
+        fix=Fix("let both count alike", commands=(f"export {ORDER}=PCI_BUS_ID",)),
+    )
 
 
 def _ordered(case: Case, launch: Launch) -> bool:

@@ -14,6 +14,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
     Variable,
     report,
@@ -65,6 +66,15 @@ RULE = Rule(
         ),
     ),
     fix="start one process per instance, each with its own CUDA_VISIBLE_DEVICES, or turn MIG off for the job",
+    signatures=(
+        Signature(
+            r"device >= 0 && device < num_gpus INTERNAL ASSERT FAILED",
+            "pytorch/pytorch issue 130181 (torch 2.3.1), aten/src/ATen/cuda/CUDAContext.cpp",
+            "RuntimeError: device >= 0 && device < num_gpus INTERNAL ASSERT FAILED at "
+            '"../aten/src/ATen/cuda/CUDAContext.cpp":49, please report a bug to PyTorch. device=1, num_gpus=1',
+            weak=True,
+        ),
+    ),
 )
 
 

@@ -18,6 +18,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Skip,
     Span,
     Unknown,
@@ -100,6 +101,13 @@ RULE = Rule(
     ),
     fix="start as many processes as there are visible GPUs",
     fixable=True,
+    signatures=(
+        Signature(
+            r"invalid device ordinal",
+            "CUDA 12.8, cudaGetErrorString(cudaErrorInvalidDevice)",
+            "RuntimeError: CUDA error: invalid device ordinal",
+        ),
+    ),
 )
 
 

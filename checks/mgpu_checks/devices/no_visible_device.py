@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.devices import VISIBLE, elsewhere, gpu_count, ranks_here, reaching, uses_cuda
+from mgpu_checks.devices import (
+    VISIBLE,
+    elsewhere,
+    environment_alone,
+    gpu_count,
+    listed,
+    on_cpu,
+    ranks_here,
+    reaching,
+    uses_cuda,
+)
 from mgpu_doctor.authoring import (
     Case,
     Example,
     Finding,
     Fix,
+    Gpu,
     Launch,
     Reference,
     Rule,
     Severity,
+    Signature,
+    Unknown,
     Variable,
     report,
 )
@@ -45,6 +58,13 @@ RULE = Rule(
         Example(
             "hidden from a program that needs one", "CUDA_VISIBLE_DEVICES=-1 python run.py", files={"run.py": _CUDA}
         ),
+        Example("hidden from whatever is started here", facts={"env": {"CUDA_VISIBLE_DEVICES": ""}}),
+        Example(
+            "MIG mode without an instance",
+            "torchrun --nproc_per_node 2 train.py",
+            facts={"gpus": [{"index": 0, "memory_gib": 80, "mig_mode": True, "mig": []}]},
+        ),
+        Example("the same without a command", facts={"gpus": [{"index": 0, "mig_mode": True, "mig": []}]}),
         Example(
             "a machine without GPUs", "accelerate launch --multi_gpu --num_processes 2 train.py", facts={"gpus": []}
         ),
@@ -54,6 +74,9 @@ RULE = Rule(
         Example("a program that can do both", "CUDA_VISIBLE_DEVICES=-1 python run.py", files={"run.py": _EITHER}),
         Example("accelerate on the CPU", "CUDA_VISIBLE_DEVICES= accelerate launch --cpu --num_processes 2 train.py"),
         Example("visible", "CUDA_VISIBLE_DEVICES=0 deepspeed train.py"),
+        Example("a machine alone", facts={"env": {}}),
+        Example("a CPU machine alone", facts={"gpus": [], "env": {"CUDA_VISIBLE_DEVICES": "-1"}}),
+        Example("a sliced GPU", facts={"gpus": [{"index": 0, "mig_mode": True, "mig": ["MIG-0"]}]}),
         Example("ranks of a program that may use gloo", "CUDA_VISIBLE_DEVICES= torchrun --nproc_per_node 2 ranks.py"),
     ),
     sources=(
@@ -65,6 +88,7 @@ RULE = Rule(
         Reference(
             "deepspeed 0.16.9, launcher/runner.py main()", "no device: Unable to proceed, no GPU resources available"
         ),
+        Reference("NVIDIA MIG user guide, driver 580", "without an instance a GPU in MIG mode runs no CUDA work"),
         Reference(
             "accelerate 1.15.0",
             "--multi_gpu --num_processes 4 without a GPU: four processes, each believing that it is alone",
@@ -72,13 +96,26 @@ RULE = Rule(
         ),
     ),
     fix="name the GPUs, ask the scheduler for some, or say that the run is for the CPU",
+    signatures=(
+        Signature(
+            r"No CUDA GPUs are available|no CUDA-capable device is detected",
+            "torch 2.6.0, c10/cuda/CUDAFunctions.cpp; CUDA 12.8, cudaGetErrorString(cudaErrorNoDevice)",
+            "RuntimeError: No CUDA GPUs are available",
+        ),
+        Signature(
+            r"Unable to proceed, no GPU resources available",
+            "deepspeed 0.16.9 and 0.19.8, launcher/runner.py main()",
+            "RuntimeError: Unable to proceed, no GPU resources available",
+        ),
+    ),
 )
 
 _HIDES = frozenset({"", "-1", "nodevfiles", "none", "void"})
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Launches that need a GPU and see none."""
+    """Launches that need a GPU and see none; without a command, an environment that hides the GPUs there are."""
+    yield from _alone(case)
     for launch in case.launches:
         variable = reaching(case, launch, VISIBLE)
         if variable is not None and variable.text is not None and variable.text.strip().lower() in _HIDES:
@@ -93,6 +130,16 @@ def find(case: Case) -> Iterator[Finding]:
                     fix=Fix("name the GPUs that the job shall use, or ask the scheduler for them"),
                 )
             continue
+        empty = _only_empty(case, launch)
+        if empty and (_needs(case, launch) or (ranks_here(launch) or 1) > 1):
+            yield report(
+                RULE,
+                f"GPU {listed(empty)}, which the job would use, {'are' if len(empty) > 1 else 'is'} in MIG mode "
+                "without any instance: no CUDA device is there.",
+                launch.command.locate(launch.command.words[0].span),
+                fix=_whole(empty[0]),
+            )
+            continue
         if variable is None and not elsewhere(launch.command) and gpu_count(case) == 0:
             why = _needs(case, launch)
             if why is not None:
@@ -103,6 +150,54 @@ def find(case: Case) -> Iterator[Finding]:
                     evidence=(f"GPUs known from {case.facts.origin}: none",),
                     fix=Fix("run it where GPUs are visible: nvidia-smi -L has to list them"),
                 )
+
+
+def _alone(case: Case) -> Iterator[Finding]:
+    gpus, text = case.facts.gpus, environment_alone(case, VISIBLE)
+    if isinstance(gpus, Unknown) or not gpus:
+        return
+    if text is not None and text.strip().lower() in _HIDES:
+        yield report(
+            RULE,
+            f"{VISIBLE}={text or chr(39) * 2} in the environment hides all {len(gpus)} GPU(s): what is started here "
+            "works on the CPU, or stops.",
+            subject=f"{VISIBLE} in the environment",
+            severity=Severity.ADVICE,
+            fix=Fix("unset it where a GPU is wanted", commands=(f"unset {VISIBLE}",)),
+        )
+    empty = [gpu.index for gpu in gpus if _in_pieces(gpu)]
+    if empty and not case.launches:
+        yield report(
+            RULE,
+            f"GPU {listed(empty)} {'are' if len(empty) > 1 else 'is'} in MIG mode without any instance: CUDA programs "
+            f"cannot use {'them' if len(empty) > 1 else 'it'}.",
+            subject=f"GPU {listed(empty)}",
+            severity=Severity.ADVICE if len(empty) < len(gpus) else Severity.WARNING,
+            fix=_whole(empty[0]),
+        )
+
+
+def _in_pieces(gpu: Gpu) -> bool:
+    """Whether the GPU is in MIG mode and has no instance."""
+    return gpu.mig_mode is True and gpu.mig == ()
+
+
+def _whole(index: int) -> Fix:
+    return Fix(
+        "create instances, or switch MIG off",
+        commands=(f"sudo nvidia-smi mig -i {index} -cgi 0 -C", f"sudo nvidia-smi -i {index} -mig 0"),
+    )
+
+
+def _only_empty(case: Case, launch: Launch) -> tuple[int, ...]:
+    """The GPUs that a launch sees, when all of them are in MIG mode without any instance."""
+    visible = launch.visible.value
+    if isinstance(visible, Unknown) or not visible.physical or elsewhere(launch.command) or on_cpu(case, launch):
+        return ()
+    found = [case.facts.gpu(index) if isinstance(index, int) else None for index in visible.physical]
+    if not all(gpu is not None and _in_pieces(gpu) for gpu in found):
+        return ()
+    return tuple(gpu.index for gpu in found if gpu is not None)
 
 
 def _needs(case: Case, launch: Launch) -> str | None:

@@ -30,6 +30,7 @@ from mgpu_doctor.authoring import (
     Rule,
     Script,
     Severity,
+    Signature,
     Span,
     Variable,
     report,
@@ -132,6 +133,13 @@ RULE = Rule(
         ),
     ),
     fix="count inside the list: the first visible GPU is 0",
+    signatures=(
+        Signature(
+            r"No slot '\d+' specified on host '\S+'",
+            "deepspeed 0.16.9 and 0.19.8, launcher/runner.py parse_resource_filter()",
+            "ValueError: No slot '3' specified on host 'localhost'",
+        ),
+    ),
 )
 
 _DEVICES_OF_LIGHTNING = ("trainer.devices", "trainer.gpus")

@@ -133,7 +133,7 @@ def find(case: Case) -> Iterator[Finding]:
             inherited.add(variable.name)
             yield _in_shell(variable)
     environment = case.facts.environment
-    if not isinstance(environment, Unknown) and case.launches:
+    if not isinstance(environment, Unknown):
         for name in sorted(environment):
             if is_misspelt(name) and name not in inherited:
                 yield _inherited(name, environment[name])

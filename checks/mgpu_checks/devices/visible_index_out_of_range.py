@@ -11,6 +11,7 @@ from mgpu_checks.devices import (
     device_arguments,
     elements,
     elsewhere,
+    environment_alone,
     gpu_count,
     indices,
     kept,
@@ -25,6 +26,7 @@ from mgpu_doctor.authoring import (
     Finding,
     Fix,
     Launch,
+    Location,
     Program,
     Reference,
     Rule,
@@ -38,6 +40,7 @@ _FOUR = [
     {"index": index, "name": "NVIDIA A100-SXM4-80GB", "memory_gib": 80, "uuid": f"GPU-{index}a0b1c2d-1111"}
     for index in range(4)
 ]
+_SLICED = {"index": 0, "memory_gib": 80, "mig_mode": True, "mig": ["MIG-00000000-1111-2222-3333-444444444444"]}
 
 RULE = Rule(
     code="MGD203",
@@ -80,6 +83,12 @@ RULE = Rule(
             files={"run.py": "import torch\n\nnet = torch.nn.Linear(8, 8).to('cuda:4')\n"},
             facts={"gpus": _FOUR},
         ),
+        Example("left in the environment", facts={"gpus": _FOUR, "env": {"CUDA_VISIBLE_DEVICES": "4,5"}}),
+        Example(
+            "a MIG instance that is gone",
+            "CUDA_VISIBLE_DEVICES=MIG-deadbeef-1111-2222-3333-444444444444 python train.py",
+            facts={"gpus": [{**_SLICED}]},
+        ),
         Example("behind the script", "CUDA_VISIBLE_DEVICES=0,1 python run.py --device cuda:2"),
         Example("a slot", "deepspeed --include localhost:3,4 train.py", facts={"gpus": _FOUR}),
     ),
@@ -88,6 +97,12 @@ RULE = Rule(
         Example("the last GPU", "CUDA_VISIBLE_DEVICES=7 python train.py"),
         Example("no inventory is known", "CUDA_VISIBLE_DEVICES=0,15 python train.py", facts=None),
         Example("ended on purpose", "CUDA_VISIBLE_DEVICES=0,1,-1 python train.py"),
+        Example("all in the environment", facts={"gpus": _FOUR, "env": {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}}),
+        Example(
+            "a MIG instance",
+            "CUDA_VISIBLE_DEVICES=MIG-00000000-1111-2222-3333-444444444444 python train.py",
+            facts={"gpus": [{**_SLICED}]},
+        ),
         Example("a short UUID", "CUDA_VISIBLE_DEVICES=GPU-00000003 python train.py"),
         Example("GPUs of another machine", "ssh gpu16 CUDA_VISIBLE_DEVICES=12 python train.py"),
     ),
@@ -127,10 +142,19 @@ def find(case: Case) -> Iterator[Finding]:
         if not elsewhere(launch.command):
             yield from _slots(case, launch)
             yield from _beyond(launch)
+    alone = environment_alone(case, VISIBLE)
+    if alone:
+        finding = _cut_list(case, VISIBLE, alone, None, f"{VISIBLE} in the environment")
+        if finding is not None:
+            yield finding
 
 
 def _cut(case: Case, selection: Selection) -> Finding | None:
-    found = elements(selection.text)
+    return _cut_list(case, selection.name, selection.text, selection.location, selection.subject)
+
+
+def _cut_list(case: Case, name: str, text: str, location: Location | None, subject: str | None) -> Finding | None:
+    found = elements(text)
     without_machine = kept(found)
     if not without_machine:
         return None
@@ -152,10 +176,9 @@ def _cut(case: Case, selection: Selection) -> Finding | None:
         )
     return report(
         RULE,
-        f"{selection.name}={selection.text} names {missing.text.strip()}, but the machine has {have}: "
-        f"CUDA drops {rest}, and {seen}.",
-        selection.location,
-        subject=selection.subject,
+        f"{name}={text} names {missing.text.strip()}, but the machine has {have}: CUDA drops {rest}, and {seen}.",
+        location,
+        subject=subject,
         evidence=(f"GPUs known from {case.facts.origin}: {count}",),
         fix=Fix(f"name GPUs that the machine has ({listed(tuple(range(count)))})"),
     )
@@ -164,10 +187,15 @@ def _cut(case: Case, selection: Selection) -> Finding | None:
 def _on_machine(case: Case, found: tuple[Element, ...], count: int) -> tuple[Element, ...]:
     if found[0].kind == "index":
         return kept(found, count)
-    if found[0].kind == "mig" or isinstance(case.facts.gpus, Unknown):
+    if isinstance(case.facts.gpus, Unknown):
         return found
     uuids = [gpu.uuid for gpu in case.facts.gpus if isinstance(gpu.uuid, str)]
-    if len(uuids) < count:
+    if found[0].kind == "mig":
+        sliced = [gpu.mig for gpu in case.facts.gpus if not isinstance(gpu.mig, Unknown)]
+        uuids = [uuid for mig in sliced for uuid in mig]
+        if len(sliced) < count or any("/" in element.text for element in found):
+            return found  # the older form names GPU, instance and part: MIG-GPU-<UUID>/1/0
+    elif len(uuids) < count:
         return found
     out = []
     for element in found:

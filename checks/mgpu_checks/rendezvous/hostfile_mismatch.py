@@ -19,6 +19,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Source,
     Span,
     Unknown,
@@ -86,6 +87,13 @@ RULE = Rule(
         Reference("Open MPI 5.0, mpirun(1)", "more processes than slots are refused without --oversubscribe"),
     ),
     fix="Make hostfile and command agree",
+    signatures=(
+        Signature(
+            r"Hostname '\S+' not found in hostfile",
+            "deepspeed 0.16.9 and 0.19.8, launcher/runner.py parse_resource_filter()",
+            "ValueError: Hostname 'worker-3' not found in hostfile",
+        ),
+    ),
 )
 
 

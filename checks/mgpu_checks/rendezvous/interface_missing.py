@@ -14,11 +14,15 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
+    pattern,
     report,
 )
 
 VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
+_INSIDE = pattern(r"docker\d+|virbr\d+|lxcbr\d+|lxdbr\d+")
+"""Bridges that Docker, libvirt and LXC make for what runs on the machine itself."""
 MANY = "torchrun --nnodes 2 --node_rank 1 --nproc_per_node 8 --master_addr 10.0.0.24 --master_port 29500 train.py"
 
 RULE = Rule(
@@ -40,9 +44,17 @@ RULE = Rule(
         Example(
             "inherited", "torchrun --nproc_per_node 8 train.py", facts={"env": {"NCCL_SOCKET_IFNAME": "enp3s0,ens5"}}
         ),
+        Example(
+            "a bridge of the machine's own",
+            f"NCCL_SOCKET_IFNAME=docker0 {MANY}",
+            facts={"interfaces": {"lo": "127.0.0.1", "docker0": "172.17.0.1", "eth0": "10.0.0.5"}},
+        ),
+        Example("left in the environment", facts={"env": {"NCCL_SOCKET_IFNAME": "ib0"}}),
         Example("exact", "NCCL_SOCKET_IFNAME==eth torchrun --nproc_per_node 8 train.py"),
     ),
     good=(
+        Example("the environment's is there", facts={"env": {"NCCL_SOCKET_IFNAME": "eth0"}}),
+        Example("none in the environment"),
         Example("there", f"NCCL_SOCKET_IFNAME=eth0 {MANY}"),
         Example("a prefix", f"NCCL_SOCKET_IFNAME=eth {MANY}"),
         Example("all but some", f"NCCL_SOCKET_IFNAME=^lo,docker0 {MANY}"),
@@ -63,11 +75,24 @@ RULE = Rule(
         ),
     ),
     fix="Name an interface that reaches the other nodes, or leave the variable out",
+    signatures=(
+        Signature(
+            r"Bootstrap ?: no socket interface found",
+            "NCCL 2.10.3 to 2.28.9, bootstrap.cc",
+            "host:71:88 [0] bootstrap.cc:48 NCCL WARN Bootstrap : no socket interface found",
+        ),
+        Signature(
+            r"Unable to find address for: \S+",
+            "torch 2.13.0, Gloo with GLOO_SOCKET_IFNAME",
+            "RuntimeError: Unable to find address for: ib0",
+        ),
+    ),
 )
 
 
 def find(case: Case) -> Iterator[Finding]:
     """Variables that name an interface which cannot serve the launch."""
+    yield from _alone(case)
     seen = set()
     for launch in case.launches:
         if launch.rendezvous is None:
@@ -92,6 +117,23 @@ def find(case: Case) -> Iterator[Finding]:
             )
 
 
+def _alone(case: Case) -> Iterator[Finding]:
+    """Names in the environment that no interface has, where there is no command."""
+    if case.launches or isinstance(case.facts.interfaces, Unknown):
+        return
+    for name in VARIABLES[:2]:
+        text = case.facts.variable(name)
+        reason = _unmatched(name, text, case.facts.interfaces) if isinstance(text, str) else None
+        if reason is not None:
+            yield report(
+                RULE,
+                f"{name} is {text}: {reason}. Every job that is started here inherits it.",
+                subject=f"{name} in the environment",
+                evidence=_evidence(case),
+                fix=Fix("unset it, and take it out of the profile that sets it", commands=(f"unset {name}",)),
+            )
+
+
 def _value(case: Case, launch: Launch, name: str) -> tuple[str | None, object]:
     variable = launch.command.variable(name)
     if variable is not None:
@@ -103,14 +145,26 @@ def _value(case: Case, launch: Launch, name: str) -> tuple[str | None, object]:
 
 def _fault(case: Case, launch: Launch, name: str, text: str) -> str | None:
     nodes = many_nodes(launch)
-    exact = name != "NCCL_SOCKET_IFNAME" or text.startswith("=")
-    if text.startswith("^") or not text:
-        return None
-    wanted = [part.partition(":")[0] for part in text.lstrip("=").split(",") if part]
-    if nodes is not None and wanted == ["lo"] and not launch.command.repeated:
+    wanted = _wanted(text)
+    if nodes is not None and wanted and set(wanted) <= {"lo"} and not launch.command.repeated:
         return f"loopback does not leave the machine, and the job has {nodes} nodes"
+    if nodes is not None and wanted and all(_INSIDE.fullmatch(part) for part in wanted):
+        return f"a bridge for containers or virtual machines does not leave the machine, and the job has {nodes} nodes"
     interfaces = case.facts.interfaces
     if isinstance(interfaces, Unknown) or runs_elsewhere(launch):
+        return None
+    return _unmatched(name, text, interfaces)
+
+
+def _wanted(text: str) -> list[str]:
+    """The names in the variable; none where it excludes names."""
+    return [] if text.startswith("^") else [part.partition(":")[0] for part in text.lstrip("=").split(",") if part]
+
+
+def _unmatched(name: str, text: str, interfaces: Mapping[str, str]) -> str | None:
+    exact = name != "NCCL_SOCKET_IFNAME" or text.startswith("=")
+    wanted = _wanted(text)
+    if not wanted:
         return None
     found = [_matches(part, interfaces, exact=exact) for part in wanted]
     # Gloo opens one device for each name, NCCL takes those that it finds.

@@ -28,6 +28,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Span,
     Unknown,
     replace,
@@ -117,6 +118,20 @@ RULE = Rule(
     ),
     fix="Use a port that is free",
     fixable=True,
+    signatures=(
+        Signature(
+            r"server socket has failed to (?:listen|bind)\b.*(?:EADDRINUSE|[Aa]ddress already in use)",
+            "torch 2.13.0, csrc/distributed/c10d/socket.cpp",
+            "RuntimeError: The server socket has failed to listen on any local network address. port: 29500, useIpv6: "
+            "0, code: -98, name: EADDRINUSE, message: address already in use",
+        ),
+        Signature(
+            r"Tried to launch distributed communication on port `?\d+`?, but another process is utilizing it",
+            "accelerate 0.21.0 to 1.15.0, utils/launch.py",
+            "ConnectionError: Tried to launch distributed communication on port `29500`, but another process is "
+            "utilizing it. Please specify a different port",
+        ),
+    ),
 )
 
 

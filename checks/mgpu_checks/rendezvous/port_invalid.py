@@ -15,6 +15,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     dataclass,
     report,
 )
@@ -66,6 +67,14 @@ RULE = Rule(
     ),
     fix="Use a port from 1024 to 65535",
     fixable=True,
+    signatures=(
+        Signature(
+            r"server socket has failed to (?:listen|bind)\b.*(?:EACCES|[Pp]ermission denied)",
+            "torch 2.13.0, csrc/distributed/c10d/socket.cpp",
+            "RuntimeError: The server socket has failed to listen on any local network address. The server socket has "
+            "failed to bind to [::]:1 (errno: 13 - Permission denied).",
+        ),
+    ),
 )
 
 

@@ -40,6 +40,13 @@ TRAINER = {
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _STARTED = ("SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
 
+_PLATFORMS = (
+    "SLURM_", "OMPI_", "PMI_", "PMIX_", "MV2_", "TORCHELASTIC_", "PET_", "KUBERNETES_", "SM_", "AZUREML_", "VC_",
+    "PAI_", "MLP_", "DLC_", "RAY_", "LSB_", "PBS_", "SKYPILOT_", "GROUP_RANK", "ROLE_RANK", "ACCELERATE_",
+    "CROSS_RANK", "AIP_",
+)  # fmt: skip
+"""Beginnings of variables by which schedulers, launchers and training platforms show that the ranks are theirs."""
+
 RULE = Rule(
     code="MGD315",
     slug="stale-rank-variables",
@@ -64,6 +71,7 @@ RULE = Rule(
             facts=None,
         ),
         Example("left over in the environment", "python train.py", files=TRAINER, facts=STALE),
+        Example("left over, without a command", facts=STALE),
         Example("passed on", "accelerate launch --num_processes 1 train.py", files=TRAINER, facts=STALE),
         Example("deepspeed does not read it", "MASTER_PORT=29511 deepspeed --num_gpus 2 train.py"),
         Example("torchrun does not read it", "MASTER_PORT=29511 torchrun --nproc_per_node 2 train.py", facts=None),
@@ -80,6 +88,8 @@ RULE = Rule(
         ),
         Example("torchrun sets its own", "torchrun --nproc_per_node 4 train.py", files=TRAINER, facts=STALE),
         Example("a program without ranks", "python plot.py", files={"plot.py": "print('plot')\n"}, facts=STALE),
+        Example("a rank of a running job", facts={"env": {**STALE["env"], "TORCHELASTIC_RUN_ID": "none"}}),
+        Example("a pod of a training operator", facts={**STALE, "container": {"runtime": "containerd"}}),
         Example("unset", "unset RANK WORLD_SIZE LOCAL_RANK\npython train.py", files=TRAINER, facts=STALE),
         Example("a world of one", "python train.py", files=TRAINER, facts={"env": {"RANK": "0", "WORLD_SIZE": "1"}}),
         Example(
@@ -116,11 +126,36 @@ RULE = Rule(
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Launches whose rank variables do not do what they seem to."""
+    """Launches whose rank variables do not do what they seem to; without a command, variables that are left over."""
+    yield from _alone(case)
     for launch in case.launches:
         finding = _node_rank(launch) or _left_over(case, launch) or _port(launch)
         if finding is not None:
             yield finding
+
+
+def _alone(case: Case) -> Iterator[Finding]:
+    """A shell that holds a larger job's variables, with no sign of a launcher or a platform that sets them."""
+    environment = case.facts.environment
+    if case.launches or isinstance(environment, Unknown):
+        return
+    size = environment.get("WORLD_SIZE", "")
+    if not size.isdigit() or int(size) < 2 or "RANK" not in environment:
+        return
+    every = case.facts.environment_names
+    found = environment if isinstance(every, Unknown) else every
+    if case.facts.container or case.facts.scheduler or any(name.startswith(_PLATFORMS) for name in found):
+        return
+    names = [name for name in RANK_VARIABLES if name in environment]
+    yield report(
+        RULE,
+        f"WORLD_SIZE={size} and RANK={environment['RANK']} are left over in the environment: a single process that "
+        "joins a group when it finds them (Trainer, accelerate, torch.distributed) waits for ranks that nobody starts.",
+        subject="WORLD_SIZE in the environment",
+        severity=Severity.WARNING,
+        evidence=tuple(f"{name}={environment[name]}" for name in names),
+        fix=Fix("Unset the variables that are left over", commands=(f"unset {' '.join(names)}",)),
+    )
 
 
 def _node_rank(launch: Launch) -> Finding | None:
