@@ -48,7 +48,8 @@ RULE = Rule(
         "Frameworks compare versions when they start: LLaMA-Factory refuses a transformers, datasets, accelerate, peft "
         "or trl outside its range, transformers refuses huggingface_hub 1.0 until 5.0 and ignores a torch that is too "
         "old, accelerate's FSDP wants a torch of 2.1.0 (a pre-release such as 2.1.0a0 is older than that). These stop "
-        "the job. What packages declare in their metadata only warns: pip installs around it, and it may still work."
+        "the job. What packages only declare in their metadata may still work: a warning where something is too old, or for "
+        "torch, against which they are compiled; advice where a cap is exceeded."
     ),
     bad=(
         Example("LLaMA-Factory and a newer transformers", "llamafactory-cli train sft.yaml", _SFT, _NEWER),
@@ -94,6 +95,20 @@ RULE = Rule(
                 "requirements": {"transformers": ["tokenizers<0.22,>=0.21"]},
             },
         ),
+        Example(
+            "declared, and it may work",
+            facts={
+                "packages": {"torch": "2.6.0", "peft": "0.15.2", "numpy": "2.2.0"},
+                "requirements": {"peft": ["numpy<2.0"]},
+            },
+        ),
+        Example(
+            "declared, and too old",
+            facts={
+                "packages": {"torch": "2.6.0", "trl": "0.18.1", "accelerate": "1.2.0"},
+                "requirements": {"trl": ["accelerate>=1.4.0"]},
+            },
+        ),
         Example("torchvision for another torch", facts={"packages": {"torch": "2.6.0+cu124", "torchvision": "0.19.1"}}),
     ),
     good=(
@@ -128,6 +143,20 @@ RULE = Rule(
             "torchrun --nproc_per_node 8 ft.py",
             {"ft.py": _TRAINER},
             _PRE_RELEASE,
+        ),
+        Example(
+            "the framework's own check takes more than its metadata declare",
+            facts={
+                "packages": {"torch": "2.13.0", "llamafactory": "0.9.5", "accelerate": "1.15.0"},
+                "requirements": {"llamafactory": ["accelerate<=1.11.0,>=1.3.0"]},
+            },
+        ),
+        Example(
+            "an overcautious cap",
+            facts={
+                "packages": {"torch": "2.6.0", "llamafactory": "0.9.3", "tokenizers": "0.21.4"},
+                "requirements": {"llamafactory": ["tokenizers<=0.21.1,>=0.19.0"]},
+            },
         ),
         Example(
             "an optional extra",
@@ -218,6 +247,11 @@ DECLARING = (
 DECLARED = frozenset(DECLARING) | {"huggingface-hub", "tokenizers", "safetensors", "numpy", "triton", "xformers"}
 """Distributions for which what others declare is judged; the rest breaks too rarely to be worth a word."""
 
+CAPS_THAT_COUNT = frozenset(
+    {"torch", "transformers", "accelerate", "peft", "trl", "datasets", "huggingface-hub", "numpy"}
+)
+"""Those of them for which a cap is worth a word; others are capped by habit, and newer ones work."""
+
 _IMPORTED_AS = {"ms-swift": "swift"}
 
 
@@ -243,13 +277,25 @@ def _broken(
     used = frozenset(_used(launch, packages))
     moments = frozenset(_moments(launch, used))
     unchecked = (variable(case, launch, "DISABLE_VERSION_CHECK") or "").lower() in ("true", "y", "1")
+    judged: set[tuple[str, str]] = set()
     for demand in DEMANDS:
-        if demand.of in used and demand.when in moments and not (demand.silenced and unchecked):
-            found = packages.get(demand.needs)
-            if found is not None and _is_meant(demand, packages[demand.of]) and _breaks(found, demand.specifiers):
-                yield _demanded(launch, demand, packages[demand.of], found), (demand.of, demand.needs)
+        if demand.of not in used or not _is_meant(demand, packages[demand.of]):
+            continue
+        found = packages.get(demand.needs)
+        if demand.when == "llamafactory":
+            judged.add((demand.of, demand.needs))
+        if found is None or demand.when not in moments or (demand.silenced and unchecked):
+            continue
+        if _breaks(found, demand.specifiers):
+            yield _demanded(launch, demand, packages[demand.of], found), (demand.of, demand.needs)
     for of, needs, specifiers in _declared(case, used, packages):
-        if not (of == "llamafactory" and unchecked) and _breaks(packages[needs], specifiers):
+        # A framework that compares versions itself knows better than its metadata: llamafactory 0.9.5 takes
+        # accelerate up to 1.15.0 and declares 1.11.0.
+        if (
+            (of, needs) not in judged
+            and not (of == "llamafactory" and unchecked)
+            and _breaks(packages[needs], specifiers)
+        ):
             yield _declared_finding(of, packages[of], needs, packages[needs], specifiers), (of, needs)
 
 
@@ -356,7 +402,8 @@ def _declared(case: Case, used: frozenset[str], packages: Mapping[str, str]) -> 
             requirement = read_requirement(line)
             if requirement is None or requirement.marker is not None or requirement.name not in DECLARED:
                 continue
-            if requirement.name in packages:
+            found = packages.get(requirement.name)
+            if found is not None and _counts(of, requirement.name, found, requirement.specifiers):
                 yield of, requirement.name, requirement.specifiers
     vision = packages.get("torchvision")
     if vision is not None and "torch" in packages and "torchvision" in used and "torchvision" not in declared:
@@ -365,13 +412,31 @@ def _declared(case: Case, used: frozenset[str], packages: Mapping[str, str]) -> 
             yield "torchvision", "torch", f"=={release[0]}.{release[1]}.*"
 
 
+def _counts(of: str, needs: str, found: str, specifiers: str) -> bool:
+    return needs in CAPS_THAT_COUNT or of == "transformers" or _is_too_old(found, specifiers)
+
+
+def _is_too_old(found: str, specifiers: str) -> bool:
+    """Whether a lower bound is broken, not only a cap that may be overcautious."""
+    clauses = (clause.strip() for clause in specifiers.split(","))
+    lower = (clause.lstrip("=~>") for clause in clauses if clause.startswith((">", "~=", "==")))
+    return any(satisfies(found, f">={wanted.strip().removesuffix('.*')}") is False for wanted in lower)
+
+
 def _declared_finding(of: str, version: str, needs: str, found: str, specifiers: str) -> Finding:
     checked = of == "transformers" and needs in CHECKED_WHEN_IMPORTED and is_before(version, 4, 33, 3) is False
-    effect = f"importing {of} stops with an ImportError" if checked else f"{of} was not made for that version"
+    if checked:
+        severity, effect = Severity.ERROR, f"importing {of} stops with an ImportError"
+    elif needs == "torch":
+        severity, effect = Severity.WARNING, f"{of} was not made for that torch"
+    elif _is_too_old(found, specifiers):
+        severity, effect = Severity.WARNING, f"{of} may use what is not there yet"
+    else:
+        severity, effect = Severity.ADVICE, "it may work, but nobody promises it"
     return report(
         RULE,
         f"{of} {version} declares {needs} {specifiers}, and {found} is installed: {effect}.",
         subject=f"{needs} {found}",
-        severity=Severity.ERROR if checked else Severity.WARNING,
+        severity=severity,
         fix=Fix(f"install versions of {of} and {needs} that go together", commands=("pip check",)),
     )
