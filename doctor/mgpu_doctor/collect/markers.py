@@ -57,7 +57,7 @@ def holds(marker: str, variables: Mapping[str, str]) -> bool:
     """Whether a marker is true under these variables."""
     try:
         value, rest = _either(_tokens(marker), variables)
-    except (_UnusualError, IndexError):
+    except (_UnusualError, IndexError, ValueError, RecursionError):
         return _by_packaging(marker, variables)
     return _by_packaging(marker, variables) if rest else value
 
@@ -67,7 +67,7 @@ def _by_packaging(marker: str, variables: Mapping[str, str]) -> bool:
 
     try:
         return Marker(marker).evaluate(dict(variables))
-    except (InvalidMarker, UndefinedComparison, UndefinedEnvironmentName, ValueError):
+    except (InvalidMarker, UndefinedComparison, UndefinedEnvironmentName, ValueError, RecursionError):
         return True
 
 
