@@ -142,12 +142,11 @@ def _lists_of_architectures(texts: bytes) -> Iterator[str]:
     at = texts.find(_ARCHITECTURE)
     while at >= 0:
         # PTX (compute_70) may stand in front.
-        window = max(at - 100, 0)
-        match = _ARCHITECTURES.search(texts, window, at + 1000)
-        if match is not None and match.start() <= at < match.end():
+        around = _ARCHITECTURES.finditer(texts, max(at - 100, 0), at + 1000)
+        match = next((match for match in around if match.start() <= at < match.end()), None)
+        if match is not None:
             yield match[1].decode()
-            at = match.end() - 1
-        at = texts.find(_ARCHITECTURE, at + 1)
+        at = texts.find(_ARCHITECTURE, at + 1 if match is None else match.end())
 
 
 def nccl_version(libraries: str, requirements: Iterable[str]) -> str | Unknown:
