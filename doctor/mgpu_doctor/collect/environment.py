@@ -109,8 +109,18 @@ NAMES = frozenset(
 # CUDA_VISABLE_DEVICES, MASTER_PROT: a misspelt name is worth seeing too.
 _MISSPELT = pattern(r"VIS\w*DEVICE|DEVICES?$")
 _SECRET = pattern(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|TOKENS|SECRET|SECRETS|PASSWORD|PASSWD|PASS|CREDENTIALS?|AUTH)(?:_|$)")
-_USER_IN_ADDRESS = pattern(r"://[^/@\s]+@")
-_TOKEN = pattern(r"\b(?:hf_|sk-|ghp_|github_pat_|glpat-|xox[abp]-)[A-Za-z0-9_-]{8,}")
+_USER_IN_ADDRESS = pattern(r"://\S*@")
+# Up to the last @ of the word: a password may hold an @, a comma or a slash that nobody encoded.
+_USER_IN_PROXY = pattern(r"^(?![a-zA-Z][\w+.-]*://)\S*@")
+_TOKEN = pattern(
+    r"\b(?:hf_|api_org_|sk-|gh[oprsu]_|github_pat_|glpat-|xox[abprs]-|nvapi-|AKIA|AIza|eyJ)[A-Za-z0-9_.-]{8,}"
+)
+_GIVEN = pattern(
+    r"(?i)(?P<name>--?[\w-]*(?:token|api[-_]?key|passw(?:or)?d|secret|credentials?|access[-_]?key)(?:=|\s+)"
+    r"|\b(?:\w*_)?(?:TOKEN|API_?KEY|PASSW(?:OR)?D|SECRET|CREDENTIALS?|ACCESS_?KEY)(?:=|:[ \t]+)"
+    r"|\bBearer\s+)(?P<value>\"[^\"]*\"|'[^']*'|\S+)"
+)
+"""A secret by the name that it is given with: ``--hub_token x``, ``WANDB_API_KEY=x``, ``hub_token: x``."""
 
 
 def relevant(environment: Mapping[str, str]) -> dict[str, str]:
@@ -126,11 +136,12 @@ def masked(name: str, text: str) -> str:
     """A variable's text, or what may be shown of it when its name or its form says that it is a secret."""
     if _SECRET.search(name.upper()):
         return MASK if text else text
-    return hide_secrets(text)
+    text = hide_secrets(text)
+    return _USER_IN_PROXY.sub(f"{MASK}@", text) if name.upper().endswith("_PROXY") else text
 
 
 def hide_secrets(text: str) -> str:
-    """A text without the access tokens and the user names in addresses that it may hold."""
+    """A text without the access tokens, passwords and user names in addresses that it may hold."""
     if "://" in text:
         text = _USER_IN_ADDRESS.sub(f"://{MASK}@", text)
-    return _TOKEN.sub(MASK, text)
+    return _GIVEN.sub(lambda match: match.group("name") + MASK, _TOKEN.sub(MASK, text))

@@ -11,10 +11,13 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NoReturn
 
 from mgpu_doctor.collect import facts_values as form
+from mgpu_doctor.collect.environment import hide_secrets
 from mgpu_doctor.collect.facts_values import SILENT, Reader, WrongTypeError
 from mgpu_doctor.errors import InputError
 from mgpu_doctor.model.facts import SCHEMA_VERSION, Facts
@@ -23,39 +26,52 @@ from mgpu_doctor.model.source import Location, Source, Span
 
 __all__ = ["SILENT", "dump_facts", "load_facts"]
 
+STANDARD_INPUT = "-"
+
 LARGEST = 16 * 1024 * 1024
 """Bytes above which a facts file is refused."""
 
 
 def load_facts(path: str) -> Facts:
-    """The facts in a file of either form.
+    """The facts in a file of either form, or on standard input (``-``).
 
     Raises:
         InputError: the file cannot be read, is no JSON object (with line and column), is too
             large, was written by a later version, or holds a value of the wrong type (the key is named).
     """
     text = _read(path)
-    source = Source(path, text, "json", path)
+    name = "<stdin>" if path == STANDARD_INPUT else path
+    source = Source(name, text, "json", path)
     return _facts(_parse(source), source)
 
 
 def _read(path: str) -> str:
-    try:
-        status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"{path}: is a directory, not a facts file")
-        with open(path, "rb") as file:
-            raw = file.read(LARGEST + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
-    except ValueError as error:
-        raise InputError(f"{path!r}: is no path") from error
+    raw = _standard_input() if path == STANDARD_INPUT else _bytes_of(path)
     if len(raw) > LARGEST:
         raise InputError(f"{path}: is larger than {LARGEST // 1024 // 1024} MiB, which no facts file is")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+
+
+@cache
+def _standard_input() -> bytes:
+    """Standard input, which can be read once but is asked for as often as a command is looked at."""
+    return sys.stdin.buffer.read(LARGEST + 1)
+
+
+def _bytes_of(path: str) -> bytes:
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{path}: is a directory, not a facts file")
+        with open(path, "rb") as file:
+            return file.read(LARGEST + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
+    except ValueError as error:
+        raise InputError(f"{path!r}: is no path") from error
 
 
 def _parse(source: Source) -> dict[str, Any]:
@@ -177,7 +193,7 @@ NULLABLE = frozenset(
 )
 """Keys whose ``null`` is an answer: there is none. Anywhere else it means unknown."""
 
-_TAKEN = {*_KEYS, "python", "free_ports", "schema", "unknown"}
+_TAKEN = {*_KEYS, "python", "free_ports", "schema", "unknown", "tool", "taken"}
 
 
 def dump_facts(facts: Facts) -> dict[str, object]:
@@ -208,6 +224,7 @@ def dump_facts(facts: Facts) -> dict[str, object]:
 
 _WRITERS: Mapping[str, Callable[[Any], object]] = {
     "env": form.plain_environment,
+    "accelerate_default_config": hide_secrets,
     "container": lambda runtime: {"runtime": runtime},
     "ports_in_use": form.plain_holders,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from mgpu_doctor.collect.environment import masked
+from mgpu_doctor.collect.environment import hide_secrets, masked
 from mgpu_doctor.model.facts import (
     Gpu,
     GpuProcess,
@@ -427,6 +427,8 @@ def plain_record(record: Any) -> dict[str, Any]:
                 unknown[name] = value.reason
         elif name == "compute_capability":
             out[name] = "{}.{}".format(*value)
+        elif name == "command":
+            out[name] = hide_secrets(value)
         else:
             out[name] = plain(value)
     if unknown:

@@ -112,12 +112,12 @@ def container(variables: Mapping[str, str], root: str = "") -> str | None:
     """The runtime of the container that this process runs in, None when no sign of one is seen.
 
     ``docker``, ``podman``, ``apptainer``, ``containerd`` (any runtime below Kubernetes), ``lxc``,
-    ``systemd-nspawn``; ``wsl`` for the Windows Subsystem for Linux, as ``systemd-detect-virt --container`` says it.
+    ``systemd-nspawn``. The Windows Subsystem for Linux is no container: the platform names it.
 
     Signs: ``/.dockerenv`` (moby, daemon/initlayer/setup_unix.go); ``/.singularity.d`` and the two variables
     (apptainer, user guide, "Environment and metadata"); ``/run/.containerenv`` (podman-run(1); CRI-O writes it too, so
     Kubernetes is asked first); ``container`` in the environment and ``/run/systemd/container`` (systemd, "The
-    Container Interface"); ``microsoft`` in the kernel's release (systemd, src/basic/virt.c).
+    Container Interface").
     """
     if os.path.exists(f"{root}/.dockerenv"):
         return "docker"
@@ -131,13 +131,25 @@ def container(variables: Mapping[str, str], root: str = "") -> str | None:
     for sign, runtime in (("lxc", "lxc"), ("nspawn", "systemd-nspawn"), ("podman", "podman"), ("docker", "docker")):
         if sign in named:
             return runtime
-    release = _first_line(f"{root}/proc/sys/kernel/osrelease").lower()
-    return "wsl" if "microsoft" in release or "wsl" in release else None
+    return None
 
 
 def scheduler(variables: Mapping[str, str]) -> str | None:
     """Whose job this process is part of: ``slurm``, ``pbs``, ``lsf``, ``kubernetes``; None outside any."""
     return next((name for variable, name in _SCHEDULERS if variables.get(variable)), None)
+
+
+def own_names(variables: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of this process's user, and of this machine: what a report is not to give away."""
+    users = [variables.get(name, "") for name in ("USER", "LOGNAME", "USERNAME", "SUDO_USER")]
+    try:
+        import pwd
+
+        users.append(pwd.getpwuid(os.getuid()).pw_name)
+    except (ImportError, KeyError, AttributeError):
+        pass  # a user without an account, as in containers
+    hosts = (variables.get("HOSTNAME", ""), os.uname().nodename if hasattr(os, "uname") else "")
+    return tuple(filter(None, users)), tuple(filter(None, hosts))
 
 
 def platform() -> str | Unknown:

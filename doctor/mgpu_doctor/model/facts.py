@@ -174,7 +174,7 @@ class Facts:
     with ``_hard`` behind it for the hard limit; ``cgroup_memory_gib`` and ``cgroup_pids`` where a group sets them."""
     container: str | Unknown | None = NOT_LOOKED
     """The container runtime, None outside any: ``docker``, ``podman``, ``apptainer``, ``containerd`` (Kubernetes),
-    ``lxc``, ``systemd-nspawn``; ``wsl`` under the Windows Subsystem for Linux."""
+    ``lxc``, ``systemd-nspawn``. The Windows Subsystem for Linux is none; ``platform`` names it."""
     environment_names: frozenset[str] | Unknown = NOT_LOOKED
     """The names of all variables that are set, those included whose values ``environment`` leaves out."""
     free_ports: tuple[int, ...] = ()
