@@ -22,7 +22,9 @@ from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import Launch
 from mgpu_doctor.model.record import dataclass, replace
 from mgpu_doctor.model.report import Problem, Report
+from mgpu_doctor.model.rule import Check
 from mgpu_doctor.model.source import Excerpt, Source
+from mgpu_doctor.model.verdict import BROKEN
 from mgpu_doctor.registry import Registry, load_checks
 from mgpu_doctor.settings import Settings, load_settings
 from mgpu_doctor.suppress import apply_suppressions
@@ -92,7 +94,7 @@ def diagnose(
     if registry is None:
         registry = load_checks()
     checks = tuple(check for check in registry.checks if settings.selects(check.rule.code, check.rule.slug))
-    outcomes = examine(case, checks)
+    outcomes = _explained(case, checks, examine(case, checks))
     return _report(request, settings, case, outcomes, (*problems, *registry.problems), unread)
 
 
@@ -273,6 +275,16 @@ def _report(
         _device_maps(case),
         _verdict(case),
     )
+
+
+def _explained(case: Case, checks: tuple[Check, ...], outcomes: tuple[Outcome, ...]) -> tuple[Outcome, ...]:
+    """The outcomes, with what the output of a job that broke says about the cause."""
+    verdict = _verdict(case)
+    if case.observation is None or verdict is None or verdict.word != BROKEN:
+        return outcomes
+    from mgpu_doctor.diagnose_output import with_causes
+
+    return with_causes(case.observation, checks, outcomes)
 
 
 def _verdict(case: Case) -> Verdict | None:

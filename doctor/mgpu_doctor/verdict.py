@@ -51,11 +51,11 @@ _DOING = {
     "start": "when the launcher started the processes",
     "identity": "before every process had said who it is",
     "group": "while the process group was formed",
-    "device": "at the first work on the GPU",
-    "solo": "while each GPU worked alone",
-    "together": "while all GPUs worked at once",
+    "device": "at the first work on the device",
+    "solo": "while each worked alone",
+    "together": "while all worked at once",
     "collective": "in the all_reduce",
-    "links": "while data went from GPU to GPU",
+    "links": "while data went from one to the other",
     "end": "when the processes ended",
 }
 
@@ -145,12 +145,16 @@ def _broken(observation: Observation) -> Verdict | None:
         return Verdict(BROKEN, text, "identity")
     failure = first_failure(observation)
     bad = tuple(rank for rank in observation.ranks if rank.state != "done")
+    if not bad and (failure is None or failure.name == "collective"):
+        wrong = _wrong(observation)
+        if wrong is not None:
+            return wrong
     if failure is not None:
         return Verdict(BROKEN, _failure_sentence(observation, failure), failure.name)
     if bad:
         where = bad[0].stage if isinstance(bad[0].stage, str) else "end"
         return Verdict(BROKEN, f"{_fates(bad)} {_DOING.get(where, f'in {where}')}", where)
-    return _wrong(observation) or _disagreeing(observation) or _half_on_cpu(observation)
+    return _disagreeing(observation) or _half_on_cpu(observation)
 
 
 def _failure_sentence(observation: Observation, failure: StageSeen) -> str:

@@ -90,16 +90,25 @@ def find(case: Case) -> Iterator[Finding]:
         return
     hung = _hung(seen, step)
     seconds = f" within {step.seconds:.0f} s" if isinstance(step.seconds, int | float) else ""
-    who = observed.names_of(hung) if hung else "the ranks"
     yield report(
         RULE,
-        f"{observed.sentence(_STAGES[step.name])} did not come back{seconds}: {who} still "
-        f"{'waits' if len(hung) == 1 else 'wait'}. The job would hang at the same place.",
+        f"{observed.sentence(_STAGES[step.name])} did not come back{seconds}: {_who(hung, step)}. "
+        "The job would hang at the same place.",
         place_of(case),
         subject=subject_of(case),
         evidence=[*_stacks(hung), *_pairs(seen), *_tried(seen, step)],
         fix=fix_by_cure(case, seen) or _fix(seen, step),
     )
+
+
+def _who(hung: tuple[RankSeen, ...], step: StageSeen) -> str:
+    """Who does not take part, where that is known, and who waits."""
+    absent = tuple(rank for rank in hung if rank.rank in step.ranks)
+    waiting = tuple(rank for rank in hung if rank not in absent)
+    if not absent or not waiting:
+        return f"{observed.names_of(hung) if hung else 'the ranks'} still wait{'s' * (len(hung) == 1)}"
+    part = f"{observed.names_of(absent)} {'does' if len(absent) == 1 else 'do'} not take part"
+    return f"{part}, {observed.names_of(waiting)} wait{'s' * (len(waiting) == 1)}"
 
 
 def _hung(seen: Observation, step: StageSeen) -> tuple[RankSeen, ...]:

@@ -85,13 +85,12 @@ def print_probed(
     console: Console, report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()
 ) -> None:
     """What was seen of the job, then the findings."""
-    from mgpu_doctor.render.probe import unlooked
+    from mgpu_doctor.render.probe import unexplained, unlooked
 
     _print_seen(console, report)
     _print_findings(console, report)
-    skipped = unlooked(report)
-    if skipped is not None:
-        console.print(Text(skipped, "dim"))
+    for line in filter(None, (unexplained(report), unlooked(report))):
+        console.print(Text(line, "dim"))
     if corrected is not None:
         _print_corrected(console, corrected, tuple(remaining), probed=True)
 

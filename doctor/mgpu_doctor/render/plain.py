@@ -70,13 +70,11 @@ def check_lines(report: Report, corrected: str | None = None, remaining: Iterabl
 
 def probed_lines(report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()) -> Iterator[str]:
     """What was seen of the job, then the findings."""
-    from mgpu_doctor.render.probe import unlooked
+    from mgpu_doctor.render.probe import unexplained, unlooked
 
     yield from _seen_lines(report)
     yield from _finding_blocks(report)
-    skipped = unlooked(report)
-    if skipped is not None:
-        yield skipped
+    yield from filter(None, (unexplained(report), unlooked(report)))
     if corrected is not None:
         yield ""
         yield from _corrected_lines(corrected, tuple(remaining), probed=True)

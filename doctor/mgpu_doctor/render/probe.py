@@ -288,6 +288,13 @@ def notes(observation: Observation) -> tuple[str, ...]:
     return tuple(one_line(note) for note in observation.notes)
 
 
+def unexplained(report: Report) -> str | None:
+    """What to do where a job does not work and no rule says why; None everywhere else."""
+    if report.verdict is None or not report.verdict.failed or report.findings:
+        return None
+    return "no rule knows the cause; what was seen is above, and --save FILE keeps all of it"
+
+
 def unlooked(report: Report) -> str | None:
     """How many rules could not look, on one line; None when all could."""
     from mgpu_doctor.model.finding import OutcomeKind
