@@ -23,6 +23,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Span,
     Unknown,
     dataclass,
@@ -107,6 +108,14 @@ RULE = Rule(
     ),
     fix="Leave train_batch_size to be computed",
     fixable=True,
+    signatures=(
+        Signature(
+            r"Check batch related parameters\. train_batch_size is not equal",
+            "deepspeed 0.9.0 to 0.19.8, runtime/config.py _batch_assertion()",
+            "AssertionError: Check batch related parameters. train_batch_size is not equal to micro_batch_per_gpu * "
+            "gradient_acc_step * world_size 32 != 2 * 1 * 4",
+        ),
+    ),
 )
 
 

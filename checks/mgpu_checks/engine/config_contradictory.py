@@ -17,6 +17,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Span,
     report,
 )
@@ -164,6 +165,14 @@ RULE = Rule(
         ),
     ),
     fix="Make the file say one thing",
+    signatures=(
+        Signature(
+            r"Less than two GPU ids were configured and tried to run on on multiple GPUs",
+            "accelerate 0.20.3 to 1.15.0, commands/launch.py _validate_launch_command()",
+            "ValueError: Less than two GPU ids were configured and tried to run on on multiple GPUs. Please ensure at "
+            "least two are specified for `--gpu_ids`, or use `--gpu_ids='all'`.",
+        ),
+    ),
 )
 
 

@@ -26,6 +26,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     report,
 )
 from mgpu_doctor.model.record import dataclass, replace
@@ -155,6 +156,13 @@ RULE = Rule(
         ),
     ),
     fix="Set the configuration's value to auto, or make both equal",
+    signatures=(
+        Signature(
+            r"Please correct the following DeepSpeed config values that mismatch",
+            "transformers 4.40.2 to 5.6.0, integrations/deepspeed.py; accelerate 1.7.0, utils/dataclasses.py",
+            "ValueError: Please correct the following DeepSpeed config values that mismatch TrainingArguments values:",
+        ),
+    ),
 )
 
 

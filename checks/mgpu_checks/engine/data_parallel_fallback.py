@@ -17,6 +17,7 @@ from mgpu_doctor.authoring import (
     Rule,
     Seen,
     Severity,
+    Signature,
     Unknown,
     insert,
     replace,
@@ -90,6 +91,20 @@ RULE = Rule(
     ),
     fix="Start one process for each GPU",
     fixable=False,
+    signatures=(
+        Signature(
+            r"DeepSpeed is not compatible with (?:MP|`device_map`)\. *n_gpu: ",
+            "ms-swift 2.4.2 and 3.1.0 (MP), 3.9.0 (`device_map`), llm/argument/train_args.py",
+            "ValueError: DeepSpeed is not compatible with MP. n_gpu: 4, local_world_size: 1.",
+        ),
+        Signature(
+            r"Was asked to gather along dimension 0, but all",
+            "torch 2.9.1, nn/parallel/_functions.py: printed by DataParallel alone",
+            "UserWarning: Was asked to gather along dimension 0, but all input tensors were scalars; will instead "
+            "unsqueeze and return a vector.",
+            weak=True,
+        ),
+    ),
 )
 
 

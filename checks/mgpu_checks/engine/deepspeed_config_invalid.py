@@ -17,6 +17,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
     closest,
     report,
@@ -215,6 +216,13 @@ RULE = Rule(
         ),
     ),
     fix="Correct the file",
+    signatures=(
+        Signature(
+            r"\d+ validation errors? for DeepSpeed\w*Config",
+            "deepspeed 0.16.9 and 0.19.8, runtime/zero/config.py: pydantic's refusal (ran)",
+            "pydantic_core._pydantic_core.ValidationError: 2 validation errors for DeepSpeedZeroConfig",
+        ),
+    ),
 )
 
 _Fault = tuple[str, Location | None, Fix | None, Severity]

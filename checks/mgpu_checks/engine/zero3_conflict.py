@@ -26,6 +26,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
     report,
 )
@@ -119,6 +120,19 @@ RULE = Rule(
         ),
     ),
     fix="Use ZeRO-2, or remove what conflicts",
+    signatures=(
+        Signature(
+            r"DeepSpeed Zero-3 is not compatible with ",
+            "transformers 4.40.2 to 4.50.3, modeling_utils.py; 4.52.4; 5.6.0 integrations/accelerate.py",
+            "ValueError: DeepSpeed Zero-3 is not compatible with passing a `device_map`.",
+        ),
+        Signature(
+            r"(?:Unsloth|KTransformers|`pure_bf16`|HQQ quantization|EETQ quantization) is incompatible with DeepSpeed "
+            r"ZeRO-3",
+            "llamafactory 0.9.3 and 0.9.5, hparams/parser.py and model/model_utils/quantization.py",
+            "ValueError: Unsloth is incompatible with DeepSpeed ZeRO-3.",
+        ),
+    ),
 )
 
 _Conflict = tuple[str, Location, Severity]

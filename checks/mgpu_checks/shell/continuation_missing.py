@@ -15,6 +15,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Span,
     insert,
     replace,
@@ -57,6 +58,13 @@ RULE = Rule(
     sources=(Reference(BASH, "`echo a` newline `--b`: prints a, then `--b: command not found`", ran=True),),
     fix="end the line above with a backslash",
     fixable=True,
+    signatures=(
+        Signature(
+            r"line \d+: (?:--?[A-Za-z][\w-]*|[A-Za-z_]\w*(?:[.-]\w+)+=\S*): command not found",
+            "bash 5.2: an option stands at the beginning of a command (ran)",
+            "run.sh: line 2: --lr: command not found",
+        ),
+    ),
 )
 
 

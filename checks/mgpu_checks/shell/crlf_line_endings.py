@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mgpu_checks.shell import BASH, location_in, marks_of, scripts_that_mean_to_launch
-from mgpu_doctor.authoring import Case, Example, Finding, Fix, Reference, Rule, Severity, replace, report
+from mgpu_doctor.authoring import Case, Example, Finding, Fix, Reference, Rule, Severity, Signature, replace, report
 
 RULE = Rule(
     code="MGD806",
@@ -39,6 +39,13 @@ RULE = Rule(
     ),
     fix="delete the carriage returns (dos2unix)",
     fixable=True,
+    signatures=(
+        Signature(
+            r"\$'\\r': command not found|near unexpected token `\$'\\r''|\^M: bad interpreter|invalid option name\r",
+            "bash 5.2, a script whose lines end in carriage returns (ran)",
+            "run.sh: line 2: $'\\r': command not found",
+        ),
+    ),
 )
 
 

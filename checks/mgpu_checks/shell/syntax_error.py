@@ -6,7 +6,19 @@ import re
 from collections.abc import Iterator
 
 from mgpu_checks.shell import BASH
-from mgpu_doctor.authoring import Case, Example, Finding, Location, Reference, Rule, Script, Severity, pattern, report
+from mgpu_doctor.authoring import (
+    Case,
+    Example,
+    Finding,
+    Location,
+    Reference,
+    Rule,
+    Script,
+    Severity,
+    Signature,
+    pattern,
+    report,
+)
 
 RULE = Rule(
     code="MGD811",
@@ -40,6 +52,14 @@ RULE = Rule(
         Example("no launch", lint=("a.sh",), files={"a.sh": "echo 'a\n"}),
     ),
     sources=(Reference(BASH, "bash -n refuses every text of the examples that fire", ran=True),),
+    signatures=(
+        Signature(
+            r"line \d+: (?:syntax error near unexpected token|syntax error: unexpected end of file|"
+            r"unexpected EOF while looking for matching)",
+            "bash 5.2 (ran)",
+            "run.sh: line 1: syntax error near unexpected token `a'",
+        ),
+    ),
 )
 
 _LAUNCHES = pattern(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from mgpu_doctor.model.log import LogHit, LogLine
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.rule import Check
@@ -24,6 +25,10 @@ ECHO = pattern(
     r"|To prevent data inconsistency, we are taking the entire process down"
 )
 """What the others print, and the launcher, when one rank has failed."""
+
+
+AFTERMATH = frozenset({"MGD313", "MGD902", "MGD905", "MGD909"})
+"""Causes whose lines are also printed by ranks that are left waiting when another one fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +62,30 @@ def literal_of(expression: str) -> str:
         else:
             best, run = max(best, run, key=len), ""
     return max(best, run, key=len)
+
+
+def deciding(hits: Iterable[LogHit], errors: Iterable[LogLine]) -> tuple[LogHit, ...]:
+    """The hits that say why a run failed.
+
+    A line that fits many causes counts only when no line names one. What ranks print that are left waiting counts
+    only when no error, known or not, came before.
+    """
+    specific = _most_specific(hits)
+    strong = tuple(hit for hit in specific if not hit.weak)
+    roots = tuple(hit for hit in strong if hit.code not in AFTERMATH)
+    if roots:
+        return roots
+    first_error = min((line.number for line in errors), default=None)
+    waiting = tuple(hit for hit in strong if first_error is None or hit.line.number <= first_error)
+    return waiting or tuple(hit for hit in specific if hit.weak)
+
+
+def _most_specific(hits: Iterable[LogHit]) -> tuple[LogHit, ...]:
+    """Of several causes on one line the one whose signature explains most of it."""
+    best: dict[tuple[int, str | None], LogHit] = {}
+    for hit in hits:
+        key = (hit.line.number, hit.line.rank)
+        other = best.get(key)
+        if other is None or (hit.weak, other.end - other.start) < (other.weak, hit.end - hit.start):
+            best[key] = hit
+    return tuple(best.values())

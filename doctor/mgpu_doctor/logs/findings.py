@@ -8,9 +8,6 @@ from mgpu_doctor.model.finding import Evidence, Finding, Fix
 from mgpu_doctor.model.log import LogHit, LogReading
 from mgpu_doctor.model.rule import Rule
 
-AFTERMATH = frozenset({"MGD313", "MGD902", "MGD905", "MGD909", "MGD911"})
-"""Causes whose lines are also printed by ranks that are left waiting, or are killed, when another one fails."""
-
 MOST = 4
 """Causes that are named for one log."""
 
@@ -18,30 +15,9 @@ MOST_PLACES = 3
 
 
 def findings_of(reading: LogReading, rules: Mapping[str, Rule]) -> tuple[Finding, ...]:
-    """The causes that a log gives away, the first to show first.
-
-    A line that fits many causes counts only when no line names one; what ranks print that are left waiting counts
-    only when nothing else is seen.
-    """
-    causes = _by_cause(_deciding(_most_specific(reading.hits)))
+    """The causes that a log gives away, the first to show first."""
+    causes = _by_cause(reading.hits)
     return tuple(_finding(rules[code], reading, hits) for code, hits in list(causes.items())[:MOST])
-
-
-def _most_specific(hits: Iterable[LogHit]) -> tuple[LogHit, ...]:
-    """Of several causes on one line the one whose signature explains most of it."""
-    best: dict[tuple[int, str | None], LogHit] = {}
-    for hit in hits:
-        key = (hit.line.number, hit.line.rank)
-        other = best.get(key)
-        if other is None or (hit.weak, other.end - other.start) < (other.weak, hit.end - hit.start):
-            best[key] = hit
-    return tuple(best.values())
-
-
-def _deciding(hits: tuple[LogHit, ...]) -> tuple[LogHit, ...]:
-    strong = tuple(hit for hit in hits if not hit.weak)
-    roots = tuple(hit for hit in strong if hit.code not in AFTERMATH)
-    return roots or strong or hits
 
 
 def _by_cause(hits: Iterable[LogHit]) -> dict[str, list[LogHit]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from mgpu_doctor.logs.causes import ECHO, Known
+from mgpu_doctor.logs.causes import ECHO, Known, deciding
 from mgpu_doctor.logs.lines import LONGEST, clean
 from mgpu_doctor.model.log import LogHit, LogLine, LogReading
 from mgpu_doctor.model.pattern import pattern
@@ -89,7 +89,15 @@ def read_log(name: str, stream: BinaryIO, known: tuple[Known, ...]) -> LogReadin
             del seen[next(iter(seen))]
         _look(found, number, raw.decode("utf-8", "replace"), known)
     failed = found.failed or bool(found.errors)
-    return LogReading(name, counter.lines, counter.bytes, tuple(found.hits), tuple(found.errors), failed, _first(found))
+    return LogReading(
+        name,
+        counter.lines,
+        counter.bytes,
+        deciding(found.hits, found.errors),
+        tuple(found.errors),
+        failed,
+        _first(found),
+    )
 
 
 def _first(found: _Found) -> str | None:

@@ -51,7 +51,8 @@ class LogHit:
 class LogReading:
     """What one log says.
 
-    ``hits`` are in the order of the log, the first of each signature and rank. ``errors`` are the first few lines that
+    ``hits`` are the lines that say why it failed, in the order of the log, the first of each signature and rank: the
+    echoes of other ranks are left out. ``errors`` are the first few lines that
     end a failure of any kind, whether or not a rule knows them; ``failed`` says that the run did not end well.
     """
 
