@@ -54,7 +54,10 @@ RULE = Rule(
             "deepspeed 0.16.9 and 0.19.8, launcher/launch.py sigkill_handler()",
             "'exits with return code = -9'",
         ),
-        Reference("Slurm 23.11, src/common/stepd_api and slurmstepd", "'Detected N oom_kill event in …'"),
+        Reference(
+            "Slurm, plugins/task/cgroup/task_cgroup_memory.c task_cgroup_memory_check_oom()",
+            "'Detected N oom_kill event in …'",
+        ),
     ),
     fix=(
         "let one rank at a time load, or load with low memory (safetensors, meta device); give the job more memory; "
@@ -81,7 +84,7 @@ RULE = Rule(
         Signature(
             r"Detected \d+ oom[_-]kill event|Out of memory: Killed process|Memory cgroup out of memory|"
             r"oom-kill:constraint",
-            "Linux 5.15 mm/oom_kill.c; Slurm 23.11 slurmstepd",
+            "Linux 5.15 mm/oom_kill.c; Slurm plugins/task/cgroup/task_cgroup_memory.c",
             "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0. Some of the step tasks have been OOM Killed.",
         ),
         Signature(

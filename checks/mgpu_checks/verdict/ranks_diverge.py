@@ -20,8 +20,8 @@ RULE = Rule(
     why=(
         "A collective ends only when every rank takes part. When one rank is still tokenising the data set, saves "
         "alone while the others go on, ran out of data earlier or took another branch, the rest waits until the "
-        "time-out (ten minutes by default, thirty before torch 2.2) and then all are ended. The rank that printed nothing is the one "
-        "to look at; `py-spy dump` on its process shows where it stands."
+        "time-out (ten minutes by default, thirty before torch 2.2) and then all are ended. The rank that printed "
+        "nothing is the one to look at; `py-spy dump` on its process shows where it stands."
     ),
     bad=(Example("NCCL's watchdog", log=_TIMEOUT.format(rank=4) + "\n" + _TIMEOUT.format(rank=5) + "\n"),),
     good=(
