@@ -14,6 +14,8 @@ from mgpu_checks.host import (
     trains_with_library,
     variable,
 )
+from mgpu_checks.verdict import place_of, probed, subject_of
+from mgpu_checks.verdict.cure import fix_by_cure
 from mgpu_doctor.authoring import (
     Case,
     Example,
@@ -27,6 +29,7 @@ from mgpu_doctor.authoring import (
     Signature,
     Unknown,
     insert,
+    observed,
     report,
 )
 
@@ -67,6 +70,11 @@ RULE = Rule(
         Example("ACS and IOMMU", "torchrun --nproc_per_node 2 train.py", facts=_ACS),
         Example("the machine alone", facts=_ACS),
         Example(
+            "seen: a hang that is gone without peer-to-peer copies",
+            "torchrun --nproc_per_node 2 train.py",
+            observation=probed([0, 1], {"collective": "hung"}, state=["hung", "hung"], cured_by="NCCL_P2P_DISABLE=1"),
+        ),
+        Example(
             "an IOMMU that translates, and pairs that use PCIe",
             "torchrun --nproc_per_node 2 train.py",
             facts={"gpus": _ADA, "topology": "PHB", "iommu": "enabled", "peer_access": {"0-1": "ok"}},
@@ -100,6 +108,11 @@ RULE = Rule(
     good=(
         Example("switched off", "NCCL_P2P_DISABLE=1 torchrun --nproc_per_node 2 train.py", facts=_ACS),
         Example("one process", "python train.py", facts=_ACS),
+        Example(
+            "seen: a hang that another setting cures",
+            "torchrun --nproc_per_node 2 train.py",
+            observation=probed([0, 1], {"collective": "hung"}, state=["hung", "hung"], cured_by="NCCL_IB_DISABLE=1"),
+        ),
         Example("NVLink", "torchrun --nproc_per_node 2 train.py", facts={**_ACS, "topology": "NV4"}),
         Example("an IOMMU alone", facts={"gpus": _4090, "topology": "PHB", "iommu": "enabled"}),
         Example(
@@ -196,7 +209,35 @@ GOOD_DRIVER = (550, 40, 7)
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Pairs of GPUs of one job, or of the machine when there is no command."""
+    """Pairs of GPUs of one job, or of the machine when there is no command; what a run showed counts most."""
+    seen = [*_seen(case)]
+    yield from seen
+    if not seen:
+        yield from _said(case)
+
+
+def _seen(case: Case) -> Iterator[Finding]:
+    """Ranks that hang, or add up wrongly, unless peer-to-peer copies are out of use."""
+    seen = case.observation
+    if seen is None or seen.cured_by is None or "NCCL_P2P_DISABLE=1" not in seen.cured_by.split():
+        return
+    failure = observed.first_failure(seen)
+    wrong = "gave a wrong sum" if observed.wrong_sums(seen) else "did not come back"
+    stage = failure.name if failure is not None else "collective"
+    pairs = [f"ranks {a} and {b} cannot talk to each other" for a, b in seen.bad_pairs[:4]]
+    yield report(
+        RULE,
+        f"The {stage} stage of the probe {wrong}, and did so with {seen.cured_by}: data that goes from GPU to GPU "
+        "directly does not arrive as it was sent.",
+        place_of(case),
+        subject=subject_of(case),
+        severity=Severity.ERROR,
+        evidence=pairs,
+        fix=fix_by_cure(case, seen),
+    )
+
+
+def _said(case: Case) -> Iterator[Finding]:
     if not case.launches:
         if gpu_count(case) > 1:
             yield from _pairs(case, None)
