@@ -17,9 +17,10 @@ from typing import Any
 import pynvml
 import pytest
 
-from mgpu_doctor.model.facts import Facts, Gpu, GpuProcess
+from mgpu_doctor.model.facts import Facts, GpuProcess
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.record import replace
+from nvml.machines import HGX, card, cards_of, consumer, hopper, machine, pairs
 from nvml.simulated import CALLS, HANGS, error, require_compiler, simulated_nvml
 
 pytestmark = pytest.mark.usefixtures("compiler")
@@ -43,89 +44,6 @@ sys.stdout.buffer.write(pickle.dumps(({name: getattr(found, name) for name in fo
 @pytest.fixture(scope="session")
 def compiler() -> None:
     require_compiler()
-
-
-def card(index: int, **changes: Any) -> Gpu:
-    """A healthy A100 of an HGX board."""
-    usual = Gpu(
-        index=index,
-        name="NVIDIA A100-SXM4-80GB",
-        uuid=f"GPU-{index:08x}-1111-2222-3333-444444444444",
-        memory_gib=80.0,
-        compute_capability=(8, 0),
-        pci_bus_id=f"00000000:{0x10 + index:02X}:00.0",
-        mig=(),
-        memory_used_gib=0.0,
-        mig_mode=False,
-        mig_profiles=(),
-        compute_mode="Default",
-        utilization_percent=0,
-        temperature_c=31,
-        ecc_uncorrected=0,
-        pages_pending=False,
-        remap_failed=False,
-        clock_events=("gpu_idle",),
-        pcie_generation=4,
-        pcie_generation_max=4,
-        pcie_width=16,
-        pcie_width_max=16,
-        nvlinks=(True,) * 12,
-        fabric_state="not supported",
-    )
-    return replace(usual, **changes)
-
-
-def hopper(index: int, **changes: Any) -> Gpu:
-    usual = {
-        "name": "NVIDIA H100 80GB HBM3",
-        "compute_capability": (9, 0),
-        "nvlinks": (True,) * 18,
-        "fabric_state": "completed",
-        "pcie_generation": 5,
-        "pcie_generation_max": 5,
-    }
-    return card(index, **{**usual, **changes})
-
-
-def consumer(index: int, name: str, memory_gib: float, **changes: Any) -> Gpu:
-    """A card without NVLink, ECC and MIG."""
-    unsupported = Unknown("NVML does not tell: Not Supported")
-    usual = {
-        "name": name,
-        "memory_gib": memory_gib,
-        "compute_capability": (8, 6),
-        "ecc_uncorrected": unsupported,
-        "pages_pending": unsupported,
-        "remap_failed": unsupported,
-        "nvlinks": (),
-        "fabric_state": unsupported,
-    }
-    return card(index, **{**usual, **changes})
-
-
-def pairs(count: int, word: str) -> dict[str, str]:
-    return {f"{a}-{b}": word for a in range(count) for b in range(a + 1, count)}
-
-
-def machine(*cards: Gpu, path: str = "SYS", **changes: Any) -> Facts:
-    usual: dict[str, Any] = {
-        "gpus": cards,
-        "gpu_processes": (),
-        "driver": "580.159.04",
-        "driver_cuda": "13.0",
-        "topology": pairs(len(cards), path),
-        "peer_access": pairs(len(cards), "ok"),
-        "nvswitch": False,
-    }
-    return Facts(**{**usual, **changes})
-
-
-def cards_of(described: Facts) -> tuple[Gpu, ...]:
-    assert not isinstance(described.gpus, Unknown)
-    return described.gpus
-
-
-HGX = machine(*map(card, range(8)), path="NV12", nvswitch=True)
 
 
 def collect(
@@ -334,7 +252,7 @@ def test_a_lost_card_hides_no_other(tmp_path: Path) -> None:
     assert found["processes"] == ()
     assert "0-3" not in found["topology"]
     assert len(found["topology"]) == len(found["peer_access"]) == 21
-    assert found["nvml_error"] is None
+    assert found["nvml_error"] == "GPU is lost (GPU 3)"
 
 
 def test_one_question_that_fails_spoils_no_other(tmp_path: Path) -> None:
@@ -384,7 +302,7 @@ def test_cards_that_a_job_may_not_use(tmp_path: Path) -> None:
     assert found["peer_access"] == {"0-1": "ok"}
     late = Unknown("NVML did not answer within 3 s")
     found, _, _ = collect(described, tmp_path, {**denied, "3.handle": HANGS}, deadline_s=3)
-    assert found["gpus"] == found["processes"] == found["nvml_error"] == late
+    assert found["gpus"] == found["processes"] == late
 
 
 def test_a_library_without_hardware_is_no_fault(tmp_path: Path) -> None:
@@ -401,7 +319,8 @@ def test_nvml_that_hangs_before_it_lists_the_cards(key: str, tmp_path: Path) -> 
     late = Unknown("NVML did not answer within 1 s")
     start = time.monotonic()
     found, took, _ = collect(HGX, tmp_path, {key: HANGS}, deadline_s=1)
-    assert found["gpus"] == found["processes"] == found["topology"] == found["nvml_error"] == late
+    assert found["gpus"] == found["processes"] == found["topology"] == late
+    assert found["nvml_error"] == late.reason
     assert took < 3
     # The program ends although a thread of it is still waiting.
     assert time.monotonic() - start < 15
@@ -419,7 +338,8 @@ def test_nvml_that_hangs_at_one_card(key: str, tmp_path: Path) -> None:
         "not supported" if key == "compute" else late,
     )
     assert found["driver"] == "580.159.04"
-    assert found["processes"] == found["topology"] == found["nvml_error"] == late
+    assert found["processes"] == found["topology"] == late
+    assert found["nvml_error"] == "NVML did not answer within 3 s (GPU 5)"
 
 
 def test_an_old_driver(tmp_path: Path) -> None:
@@ -506,7 +426,7 @@ def test_the_machine_of_the_facts_file(tmp_path: Path) -> None:
         assert facts[name] == getattr(HGX, name)
     assert facts["nvml_error"] is None
     if not Path("/dev/nvidiactl").exists():
-        hidden = Unknown("the driver works, but this cannot be seen from here")
+        hidden = Unknown("the driver answers, but this cannot be seen from here")
         assert facts["driver_module"] == facts["device_nodes"] == hidden
 
 
@@ -526,3 +446,14 @@ def test_check_ends_although_nvml_hangs(tmp_path: Path) -> None:
             done.communicate()
             raise
     assert done.returncode in (0, 1)
+
+
+def test_a_job_without_any_card(tmp_path: Path) -> None:
+    """The driver answers, and lists nothing that this process may use: that is known, not unknown."""
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidiactl").touch()
+    denied = {"0.handle": error(NO_PERMISSION), "1.handle": error(NO_PERMISSION)}
+    found, _, _ = collect(machine(card(0), card(1)), tmp_path, denied, root=str(tmp_path))
+    assert found["gpus"] == found["processes"] == found["device_nodes"] == ()
+    assert found["topology"] == found["peer_access"] == {}
+    assert found["nvml_error"] is None

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from mgpu_doctor.collect import driver
 from mgpu_doctor.collect.topology import (
@@ -28,6 +28,8 @@ from mgpu_doctor.collect.topology import (
 from mgpu_doctor.model.facts import Gpu, GpuProcess
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.record import dataclass, replace
+
+T = TypeVar("T")
 
 DEADLINE_S = 5.0
 """Seconds after which NVML is given up: a broken driver can keep it waiting for ever."""
@@ -74,6 +76,8 @@ class Inventory:
     topology: Mapping[str, str] | Unknown
     peer_access: Mapping[str, str] | Unknown
     nvswitch: bool | Unknown
+    driver_module: str | Unknown | None
+    device_nodes: tuple[str, ...] | Unknown
 
 
 UNASKED_PAIRS = Unknown("pairs of GPUs were not asked for")
@@ -88,7 +92,8 @@ def inventory(
     dynamic loader looks; ``root`` is the directory below which the signs of a driver are looked for.
     """
     if not driver.nvidia_seen(variables, root):
-        return _nothing(driver.NOTHING_SEEN)
+        # Where nothing is NVIDIA's, no device file is missing.
+        return _nothing(driver.NOTHING_SEEN, driver.NOTHING_SEEN, None, driver.NOTHING_SEEN)
     said = _Said(pairs)
     thread = threading.Thread(target=_look, args=(said,), name="nvml", daemon=True)
     thread.start()
@@ -101,6 +106,7 @@ class _Said:
 
     def __init__(self, pairs: bool) -> None:
         self.pairs_wanted = pairs
+        self.started = False
         self.failure: Exception | str | None = None
         self.failure_words = ""
         self.library: str | None = None
@@ -121,12 +127,19 @@ class _Card:
         self.values: dict[str, Any] = {}
         self.links: Links | Unknown | None = None
         self.processes: list[GpuProcess] | Unknown | None = None
-        self.denied = False
+        self.failure: Exception | None = None
+        self.done = False
+
+    @property
+    def denied(self) -> bool:
+        """Whether this process may not use it."""
+        return getattr(self.failure, "value", None) == _NO_PERMISSION
 
 
-def _nothing(unknown: Unknown, nvml_error: str | Unknown | None = None) -> Inventory:
-    error = unknown if nvml_error is None else nvml_error
-    return Inventory(unknown, unknown, unknown, error, unknown, unknown, unknown, unknown)
+def _nothing(
+    unknown: Unknown, nvml_error: str | Unknown, module: str | Unknown | None, nodes: tuple[str, ...] | Unknown
+) -> Inventory:
+    return Inventory(unknown, unknown, unknown, nvml_error, unknown, unknown, unknown, unknown, module, nodes)
 
 
 def _look(said: _Said) -> None:
@@ -135,6 +148,7 @@ def _look(said: _Said) -> None:
     except Exception:  # noqa: BLE001 - a broken copy raises anything
         said.failure = "the Python package nvidia-ml-py is not installed"
         return
+    said.started = True
     try:
         nvml.nvmlInit()
     except Exception as error:  # noqa: BLE001 - a broken driver raises more than NVMLError
@@ -204,11 +218,12 @@ def _fill(nvml: Any, card: _Card) -> None:
     try:
         card.handle = nvml.nvmlDeviceGetHandleByIndex(card.index)
     except Exception as error:  # noqa: BLE001 - the same
-        card.denied = getattr(error, "value", None) == _NO_PERMISSION
         lost = Unknown(f"NVML cannot reach it: {_say(error)}")
         card.values.update(dict.fromkeys(_FIELDS, lost))
         card.links = lost
         card.processes = []
+        card.failure = error
+        card.done = True
         return
     for fields, question in _QUESTIONS:
         answer = _ask(partial(question, nvml, card))
@@ -218,6 +233,7 @@ def _fill(nvml: Any, card: _Card) -> None:
             answer = (answer,)
         card.values.update(zip(fields, answer, strict=True))
     card.processes = _ask(lambda: _processes(nvml, card))
+    card.done = True
 
 
 def _memory(nvml: Any, card: _Card) -> tuple[float, float | Unknown]:
@@ -451,33 +467,61 @@ def _sum_up(said: _Said, late: Unknown, root: str) -> Inventory:
         gpus=late if cards is None else tuple(_gpu(card, late) for card in cards),
         driver=late if said.driver is None else said.driver,
         processes=late if cards is None else _all_processes(cards, late),
-        # Without a persistence daemon a healthy driver may need longer than this to start its GPUs.
-        nvml_error=None if said.complete else late,
+        nvml_error=_error(said, late),
         driver_cuda=late if said.driver_cuda is None else said.driver_cuda,
         topology=pairs_late if said.topology is None else said.topology,
         peer_access=pairs_late if said.peer_access is None else said.peer_access,
         nvswitch=late if cards is None else _nvswitch(cards, late, root),
+        driver_module=_visible(driver.module_version(root)) if cards else driver.module_version(root),
+        device_nodes=_visible(driver.device_nodes(root)) if cards else driver.device_nodes(root),
     )
+
+
+def _visible(sign: T) -> T | Unknown:
+    """A trace of a driver that answers; where there is none, a sandbox hides it."""
+    return sign or Unknown("the driver answers, but this cannot be seen from here")
+
+
+def _error(said: _Said, late: Unknown) -> str | Unknown | None:
+    """What is wrong though NVML has started: nothing, single GPUs, or it does not come back."""
+    if not said.started:
+        return late
+    cards = said.cards or []
+    if not said.complete:
+        return late.reason + _numbers([card for card in cards if not card.done])
+    broken = [card for card in cards if card.failure is not None]
+    if not broken:
+        return None
+    assert broken[0].failure is not None
+    return _say(broken[0].failure) + _numbers(broken)
+
+
+def _numbers(cards: Sequence[_Card]) -> str:
+    return f" ({', '.join(f'GPU {card.index}' for card in cards)})" if cards else ""
 
 
 def _failed(said: _Said, root: str) -> Inventory:
     """NVML cannot be used: is that a fault of the machine, or is there nothing that it could list?"""
     words = said.failure_words
+    module, nodes = driver.module_version(root), driver.device_nodes(root)
     if isinstance(said.failure, str):
-        return _nothing(Unknown(said.failure))
+        unknown = Unknown(said.failure)
+        return _nothing(unknown, unknown, module, nodes)
     code = getattr(said.failure, "value", None)
     cards = driver.hardware(root)
-    if not (driver.driver_present(root) or cards or code in _NEEDS_A_DRIVER):
-        return _nothing(Unknown(f"{driver.NOTHING_SEEN.reason} (NVML says: {words})"))
+    if code in _NEEDS_A_DRIVER:
+        module, nodes = _visible(module), _visible(nodes)
+    elif not (driver.driver_present(root) or cards):
+        unknown = Unknown(f"{driver.NOTHING_SEEN.reason} (NVML says: {words})")
+        return _nothing(unknown, unknown, module, unknown)
     if code == _VERSION_MISMATCH:
-        module = driver.module_version(root)
         versions = [f"kernel module {module}"] if isinstance(module, str) else []
         versions += [f"library {said.library}"] if said.library else []
         words += f" ({', '.join(versions)})" if versions else ""
     elif code in _NOT_SUPPORTED_HERE and cards and not driver.driver_present(root):
         words += f" ({len(cards)} NVIDIA GPU{'s' if len(cards) > 1 else ''} on the PCI bus: {', '.join(cards[:4])}"
         words += ", …)" if len(cards) > 4 else ")"
-    return _nothing(Unknown(f"NVML cannot start: {words}"), words)
+    return _nothing(Unknown(f"NVML cannot start: {words}"), words, module, nodes)
 
 
 def _gpu(card: _Card, late: Unknown) -> Gpu:

@@ -74,19 +74,9 @@ def _environment(variables: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _gpus(variables: Mapping[str, str], _python: str | Unknown | None) -> dict[str, Any]:
-    from mgpu_doctor.collect import driver
-    from mgpu_doctor.collect.attempt import attempt
     from mgpu_doctor.collect.gpus import inventory
 
     found = inventory(variables=variables)
-    module, nodes = attempt(driver.module_version), attempt(driver.device_nodes)
-    if found.nvml_error is None and found.gpus:
-        # A sandbox may answer for a driver without showing its traces.
-        hidden = Unknown("the driver works, but this cannot be seen from here")
-        module, nodes = hidden if module is None else module, nodes or hidden
-    elif isinstance(found.nvml_error, Unknown):
-        # Where nothing is NVIDIA's, no device file is missing.
-        nodes = nodes or found.nvml_error
     return {
         "gpus": found.gpus,
         "gpu_processes": found.processes,
@@ -96,8 +86,8 @@ def _gpus(variables: Mapping[str, str], _python: str | Unknown | None) -> dict[s
         "topology": found.topology,
         "peer_access": found.peer_access,
         "nvswitch": found.nvswitch,
-        "driver_module": module,
-        "device_nodes": nodes,
+        "driver_module": found.driver_module,
+        "device_nodes": found.device_nodes,
     }
 
 
