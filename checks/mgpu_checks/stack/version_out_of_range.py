@@ -48,8 +48,8 @@ RULE = Rule(
         "Frameworks compare versions when they start: LLaMA-Factory refuses a transformers, datasets, accelerate, peft "
         "or trl outside its range, transformers refuses huggingface_hub 1.0 until 5.0 and ignores a torch that is too "
         "old, accelerate's FSDP wants a torch of 2.1.0 (a pre-release such as 2.1.0a0 is older than that). These stop "
-        "the job. What packages only declare in their metadata may still work: a warning where something is too old, or for "
-        "torch, against which they are compiled; advice where a cap is exceeded."
+        "the job. What packages only declare in their metadata may still work: a warning where something is too old, "
+        "or for torch, against which they are compiled; advice where a cap is exceeded."
     ),
     bad=(
         Example("LLaMA-Factory and a newer transformers", "llamafactory-cli train sft.yaml", _SFT, _NEWER),
