@@ -17,6 +17,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Span,
     closest,
     report,
@@ -100,6 +101,24 @@ RULE = Rule(
         ),
     ),
     fix="Use a registered name, or set dataset_dir to the folder that holds dataset_info.json",
+    signatures=(
+        Signature(
+            r"Undefined dataset \S+ in dataset_info\.json",
+            "llamafactory 0.8.3 to 0.9.5, data/parser.py get_dataset_list()",
+            "ValueError: Undefined dataset dmeo in dataset_info.json.",
+        ),
+        Signature(
+            r"Cannot open \S*dataset_info\.json due to",
+            "llamafactory 0.8.3 to 0.9.5, data/parser.py get_dataset_list()",
+            "ValueError: Cannot open data/dataset_info.json due to [Errno 2] No such file or directory: "
+            "'data/dataset_info.json'.",
+        ),
+        Signature(
+            r"ValueError: File \S+ not found\.",
+            "llamafactory 0.8.3 to 0.9.5, data/loader.py",
+            "ValueError: File data/demo.json not found.",
+        ),
+    ),
 )
 
 

@@ -16,6 +16,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Span,
     closest,
     pattern,
@@ -146,6 +147,13 @@ RULE = Rule(
         ),
     ),
     fix="Use the name that the release registers",
+    signatures=(
+        Signature(
+            r"Template \S+ does not exist\.",
+            "llamafactory 0.7.1 to 0.9.5, data/template.py get_template_and_fix_tokenizer()",
+            "ValueError: Template qwen2.5 does not exist.",
+        ),
+    ),
 )
 
 

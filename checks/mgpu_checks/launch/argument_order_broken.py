@@ -17,6 +17,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     insert,
     report,
 )
@@ -100,6 +101,14 @@ RULE = Rule(
     ),
     fix="Add `--no_local_rank`, or use torchrun",
     fixable=True,
+    signatures=(
+        Signature(
+            r"not used by the HfArgumentParser: \['[^']+\.(?:ya?ml|json)'",
+            "transformers 4.52.4 HfArgumentParser, llamafactory 0.9.3 hparams/parser.py: --local_rank=0 stands "
+            "before the file",
+            "ValueError: Some specified arguments are not used by the HfArgumentParser: ['sft.yaml']",
+        ),
+    ),
 )
 
 

@@ -16,6 +16,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Word,
     insert,
     report,
@@ -55,6 +56,13 @@ RULE = Rule(
         Reference("deepspeed 0.16.9, launcher/launch.py main()", "the same"),
     ),
     fix="name the option that takes the file",
+    signatures=(
+        Signature(
+            r'^\s*File "[^"]+\.(?:ya?ml|json|toml)", line \d+',
+            "Python 3.11 under torchrun (torch 2.13.0) and accelerate 1.7.0",
+            '  File "/work/acc.yaml", line 2',
+        ),
+    ),
 )
 
 _ENDINGS = (".yaml", ".yml", ".json", ".toml")

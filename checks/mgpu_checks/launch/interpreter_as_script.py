@@ -15,6 +15,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Word,
     report,
 )
@@ -55,6 +56,13 @@ RULE = Rule(
     ),
     fix="Leave the interpreter out",
     fixable=True,
+    signatures=(
+        Signature(
+            r"can't open file '(?:[^']*/)?python[\d.]*': \[Errno 2\]",
+            "Python 3.11 under accelerate 1.7.0 and torchrun (torch 2.13.0)",
+            "/opt/env/bin/python: can't open file '/work/python': [Errno 2] No such file or directory",
+        ),
+    ),
 )
 
 

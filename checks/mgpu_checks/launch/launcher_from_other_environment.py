@@ -16,6 +16,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
     pattern,
     report,
@@ -115,6 +116,19 @@ RULE = Rule(
         ),
     ),
     fix="Start the launcher's module with the environment's interpreter",
+    signatures=(
+        Signature(
+            r"ModuleNotFoundError: No module named '(?:llamafactory|torch)'",
+            "Python 3.11 in a rank whose interpreter is not the environment's",
+            "ModuleNotFoundError: No module named 'llamafactory'",
+        ),
+        Signature(
+            r'^\s*File "[^"]*/\.local/bin/(?:torchrun|accelerate|deepspeed|llamafactory-cli)"',
+            "Python 3.11, the traceback of a launcher in the user's own site",
+            '  File "/home/me/.local/bin/torchrun", line 8, in <module>',
+            weak=True,
+        ),
+    ),
 )
 
 

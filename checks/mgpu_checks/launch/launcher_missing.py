@@ -17,6 +17,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
     delete_words,
     insert,
@@ -135,6 +136,51 @@ RULE = Rule(
     ),
     fix="Start it with torchrun",
     fixable=True,
+    signatures=(
+        Signature(
+            r"Please launch distributed training with `llamafactory-cli` or `torchrun`",
+            "llamafactory 0.8.3 to 0.9.5, hparams/parser.py get_train_args()",
+            "ValueError: Please launch distributed training with `llamafactory-cli` or `torchrun`.",
+        ),
+        Signature(
+            r"Please use `FORCE_TORCHRUN=1` to launch DeepSpeed training",
+            "llamafactory 0.8.3 to 0.9.5, hparams/parser.py get_train_args()",
+            "ValueError: Please use `FORCE_TORCHRUN=1` to launch DeepSpeed training.",
+        ),
+        Signature(
+            r"environment variable (?:RANK|WORLD_SIZE) expected, but not set",
+            "torch 2.13.0, distributed/rendezvous.py",
+            "ValueError: Error initializing torch.distributed using env:// rendezvous: environment variable "
+            "RANK expected, but not set",
+        ),
+        Signature(
+            r"KeyError: '(?:RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)'",
+            "Python 3.11, os.environ[…] in a program that no launcher started",
+            "KeyError: 'LOCAL_RANK'",
+        ),
+        Signature(
+            r"Could not find '(?:RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)' in the torch environment",
+            "colossalai 0.1.11 and later, initialize.py launch_from_torch()",
+            "RuntimeError: Could not find 'RANK' in the torch environment, visit https://www.colossalai.org/ "
+            "for more information on launching with torch",
+        ),
+        Signature(
+            r"DeepSpeed is not compatible with (?:MP\.|`device_map`)",
+            "ms-swift 2.6.1 (MP) and 3.9.0 (`device_map`), train_args.py _init_deepspeed()",
+            "ValueError: DeepSpeed is not compatible with `device_map`. n_gpu: 4, local_world_size: 1.",
+        ),
+        Signature(
+            r"Using fsdp only works in distributed training",
+            "transformers 4.28.1 to 4.52.4, trainer.py",
+            "ValueError: Using fsdp only works in distributed training.",
+        ),
+        Signature(
+            r"No module named 'mpi4py'",
+            "deepspeed 0.16.9, comm/comm.py mpi_discovery(), when no launcher has set RANK",
+            "ModuleNotFoundError: No module named 'mpi4py'",
+            weak=True,
+        ),
+    ),
 )
 
 _PLACES = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"})

@@ -14,6 +14,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
     Word,
     report,
@@ -89,6 +90,25 @@ RULE = Rule(
         ),
     ),
     fix="Activate the environment that holds the launcher, or install it there",
+    signatures=(
+        Signature(
+            r"(?:^|[\s:/])(?:accelerate|accelerate-launch|torchrun|deepspeed|llamafactory-cli|lmf|swift|ds): "
+            r"(?:command )?not found",
+            "bash 5.2 and dash 0.5.12",
+            "bash: line 1: torchrun: command not found",
+        ),
+        Signature(
+            r"/(?:accelerate|torchrun|deepspeed|llamafactory-cli|lmf|swift|ds): (?:Permission denied|cannot "
+            r"execute|bad interpreter)",
+            "bash 5.2",
+            "bash: /opt/env/bin/deepspeed: Permission denied",
+        ),
+        Signature(
+            r"FileNotFoundError: \[Errno 2\] No such file or directory: '(?:torchrun|accelerate|deepspeed)'",
+            "Python 3.11, subprocess without a shell, as llamafactory 0.9.3 cli.py starts torchrun",
+            "FileNotFoundError: [Errno 2] No such file or directory: 'torchrun'",
+        ),
+    ),
 )
 
 

@@ -18,6 +18,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Span,
     Word,
     delete_words,
@@ -88,6 +89,15 @@ RULE = Rule(
     ),
     fix="move the option in front of the script",
     fixable=True,
+    signatures=(
+        Signature(
+            r"^(?!run\.py|launch\.py|runner\.py)\S+\.py: error: unrecognized arguments: .*--(?:nproc[-_]per[-_]node"
+            r"|nnodes|num[-_]processes|num[-_]machines|multi[-_]gpu|num_gpus|num_nodes|config_file|rdzv[-_]endpoint"
+            r"|main_process_port|master[-_]port|node[-_]rank|machine_rank)",
+            "Python 3.11, argparse in the script, behind accelerate 1.7.0, torchrun and deepspeed",
+            "train.py: error: unrecognized arguments: --num_processes 2",
+        ),
+    ),
 )
 
 _SURE = {

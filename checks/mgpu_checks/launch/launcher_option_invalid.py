@@ -26,6 +26,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Span,
     delete_words,
     pattern,
@@ -94,6 +95,20 @@ RULE = Rule(
         Reference("deepspeed 0.16.9, launcher/runner.py parse_node_config()", "int() of every slot"),
     ),
     fix="give the value that the launcher expects",
+    signatures=(
+        Signature(
+            r"^(?:torchrun|run\.py|launch\.py|deepspeed|runner\.py|ds|accelerate.*): error: (?:argument |the "
+            r"following arguments are required: (?:training_script|user_script))",
+            "accelerate 1.7.0 and 1.15.0, torch 2.13.0, deepspeed 0.16.9 and 0.19.8",
+            "accelerate <command> [<args>] launch: error: argument --num_processes/--num-processes: invalid "
+            "int value: 'two'",
+        ),
+        Signature(
+            r"Unsupported nproc_per_node value",
+            "torch 2.13.0, distributed/run.py determine_local_world_size()",
+            "ValueError: Unsupported nproc_per_node value: two",
+        ),
+    ),
 )
 
 _KINDS = ("missing-value", "invalid-value", "invalid-choice", "unexpected-value", "unexpected-argument")

@@ -18,6 +18,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Span,
     Word,
     delete_words,
@@ -90,6 +91,19 @@ RULE = Rule(
     ),
     fix="use the launcher's own spelling",
     fixable=False,
+    signatures=(
+        Signature(
+            r"^(?:torchrun|run\.py|launch\.py|deepspeed|runner\.py|ds|Accelerate CLI tool|accelerate.*): "
+            r"error: unrecognized arguments: -",
+            "accelerate 1.7.0 and 1.15.0 (Accelerate CLI tool), torch 2.13.0 (torchrun), deepspeed 0.16.9 and 0.19.8",
+            "Accelerate CLI tool: error: unrecognized arguments: --mixed_precison",
+        ),
+        Signature(
+            r"^(?:torchrun|run\.py|launch\.py|deepspeed|runner\.py|ds|accelerate.*): error: ambiguous option: ",
+            "torch 2.13.0, torchrun --rdzv; deepspeed 0.16.9, deepspeed --num",
+            "torchrun: error: ambiguous option: --rdzv could match --rdzv-backend, --rdzv_backend",
+        ),
+    ),
 )
 
 _NO_OPTION = pattern(r"--(args?|options?|flags?|foo|bar|your[-_]\w*|other[-_]\w*)\d*")

@@ -17,6 +17,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     report,
 )
 
@@ -76,6 +77,24 @@ RULE = Rule(
         Reference("torch 2.13.0, distributed/run.py run()", "--standalone sets the endpoint to localhost:0"),
     ),
     fix="keep one of them",
+    signatures=(
+        Signature(
+            r"Cannot specify num_nodes/gpus with include/exclude",
+            "deepspeed 0.16.9 and 0.19.8, launcher/runner.py main()",
+            "ValueError: Cannot specify num_nodes/gpus with include/exclude",
+        ),
+        Signature(
+            r"You can only use one of `--cpu`, `--multi_gpu`",
+            "accelerate 1.7.0 and 1.15.0, commands/launch.py _validate_launch_command()",
+            "ValueError: You can only use one of `--cpu`, `--multi_gpu`, `--tpu`, `--use_deepspeed`, "
+            "`--use_fsdp` at a time.",
+        ),
+        Signature(
+            r"You need to use at least 2 processes to use `--multi_gpu`",
+            "accelerate 1.7.0 and 1.15.0, commands/launch.py _validate_launch_command()",
+            "ValueError: You need to use at least 2 processes to use `--multi_gpu`.",
+        ),
+    ),
 )
 
 _FIXES = {

@@ -17,6 +17,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
     insert,
     report,
@@ -100,6 +101,13 @@ RULE = Rule(
     ),
     fix="Use torchrun and LOCAL_RANK, or declare the argument",
     fixable=True,
+    signatures=(
+        Signature(
+            r"error: unrecognized arguments: .*--local[-_]rank\b",
+            "Python 3.11, argparse in a script started by deepspeed 0.16.9 or torch.distributed.launch (torch 2.13.0)",
+            "train.py: error: unrecognized arguments: --local_rank=0",
+        ),
+    ),
 )
 
 

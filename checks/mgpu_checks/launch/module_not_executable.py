@@ -14,6 +14,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
     report,
 )
@@ -75,6 +76,14 @@ RULE = Rule(
     ),
     fix="Name the module that can be run",
     fixable=True,
+    signatures=(
+        Signature(
+            r"No module named [\w.]+\.__main__; '[\w.]+' is a package and cannot be directly executed",
+            "Python 3.11, runpy; python -m and each rank of accelerate 1.7.0 and torchrun (torch 2.13.0)",
+            "/opt/env/bin/python: No module named llamafactory.train.__main__; 'llamafactory.train' is a "
+            "package and cannot be directly executed",
+        ),
+    ),
 )
 
 

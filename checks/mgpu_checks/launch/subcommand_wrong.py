@@ -19,6 +19,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
     closest,
     delete_words,
@@ -108,6 +109,18 @@ RULE = Rule(
         ),
     ),
     fix="Name the sub-command that is meant",
+    signatures=(
+        Signature(
+            r"^(?:NotImplementedError: )?Unknown command: \S+",
+            "llamafactory 0.8.3 (NotImplementedError) to 0.9.5, cli.py",
+            "Unknown command: chta.",
+        ),
+        Signature(
+            r"NotImplementedError: Evaluation will be deprecated in the future",
+            "llamafactory 0.9.5, launcher.py",
+            "NotImplementedError: Evaluation will be deprecated in the future.",
+        ),
+    ),
 )
 
 _ALL = ("api", "chat", "env", "eval", "export", "train", "webchat", "webui", "version", "help")

@@ -16,6 +16,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
     Word,
     closest,
@@ -104,6 +105,37 @@ RULE = Rule(
         ),
     ),
     fix="Name the file that exists",
+    signatures=(
+        Signature(
+            r"can't open file '[^']+\.(?:py|pyz|sh)': \[Errno 2\]",
+            "Python 3.11, the script of python, accelerate, torchrun and deepspeed",
+            "/opt/env/bin/python: can't open file '/work/trian.py': [Errno 2] No such file or directory",
+        ),
+        Signature(
+            r"The passed configuration file `[^`]*` does not exist",
+            "accelerate 1.7.0 and 1.15.0, commands/config/config_args.py load_config_from_file()",
+            "FileNotFoundError: The passed configuration file `acc.yml` does not exist. Please pass an "
+            "existing file to `accelerate launch`, or use the default one created through `accelerate config` "
+            "and run `accelerate launch` without the `--config_file` argument.",
+        ),
+        Signature(
+            r"^\S*python[\d.]*: (?:No module named (?!\S+\.__main__)|Error while finding module specification for )",
+            "Python 3.11, runpy, python -m of a module that is not there",
+            "/opt/env/bin/python: No module named mytrain",
+        ),
+        Signature(
+            r"^(?:\S*bash|\S*sh|zsh): (?:line \d+: )?[^:]+\.sh: No such file or directory|^(?:sh|dash): \d+: "
+            r"cannot open \S+: No such file",
+            "bash 5.2, dash 0.5.12",
+            "bash: run.sh: No such file or directory",
+        ),
+        Signature(
+            r"FileNotFoundError: \[Errno 2\] No such file or directory: '[^']+\.(?:ya?ml|json|toml)'",
+            "Python 3.11, a configuration file that a framework opens",
+            "FileNotFoundError: [Errno 2] No such file or directory: 'sft.yaml'",
+            weak=True,
+        ),
+    ),
 )
 
 _MAKERS = frozenset(

@@ -20,6 +20,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Span,
     Unknown,
     closest,
@@ -165,6 +166,29 @@ RULE = Rule(
         Reference("llamafactory 0.9.2 to 0.9.5, hparams/parser.py", "ALLOW_EXTRA_ARGS is read"),
     ),
     fix="Remove the argument, or spell it as the release has it",
+    signatures=(
+        Signature(
+            r"Some specified arguments are not used by the HfArgumentParser(?!: \['[^']+\.(?:ya?ml|json)')",
+            "transformers 4.52.4, hf_argparser.py; llamafactory 0.8.3 to 0.9.5, hparams/parser.py",
+            "ValueError: Some specified arguments are not used by the HfArgumentParser: ['--gpus', '0,1']",
+        ),
+        Signature(
+            r"Some keys are not used by the HfArgumentParser",
+            "transformers 4.52.4, hf_argparser.py parse_dict()",
+            "ValueError: Some keys are not used by the HfArgumentParser: ['split']",
+        ),
+        Signature(
+            r"Got unknown args, potentially deprecated arguments",
+            "llamafactory 0.8.3 to 0.9.5, hparams/parser.py",
+            "Got unknown args, potentially deprecated arguments: ['--gpus', '0,1']",
+        ),
+        Signature(
+            r"\.py: error: unrecognized arguments: --(?!local[-_]rank)",
+            "Python 3.11, argparse in a script",
+            "train.py: error: unrecognized arguments: --epoch 3",
+            weak=True,
+        ),
+    ),
 )
 
 

@@ -28,6 +28,7 @@ from mgpu_doctor.authoring import (
     Release,
     Rule,
     Severity,
+    Signature,
     Span,
     Unknown,
     dataclass,
@@ -144,6 +145,49 @@ RULE = Rule(
         Reference("llamafactory 0.8.3 to 0.9.5, train/tuner.py export_model()", "'Please specify `export_dir` …'"),
     ),
     fix="Change or add the argument that the message names",
+    signatures=(
+        Signature(
+            r"Please specify dataset for (?:training|evaluation)|Please make sure eval_dataset be provided",
+            "llamafactory 0.8.3 to 0.9.5, hparams/parser.py get_train_args()",
+            "ValueError: Please specify dataset for evaluation.",
+        ),
+        Signature(
+            r"`predict_with_generate` (?:cannot be set as True except SFT|is incompatible with DeepSpeed "
+            r"ZeRO-3)|Please enable `predict_with_generate` to save model predictions|Cannot use "
+            r"`predict_with_generate` ",
+            "llamafactory 0.8.3 to 0.9.5, hparams/parser.py get_train_args()",
+            "ValueError: `predict_with_generate` is incompatible with DeepSpeed ZeRO-3.",
+        ),
+        Signature(
+            r"vLLM(?:/SGLang)? backend is only available for API, CLI and Web",
+            "llamafactory 0.8.3 to 0.9.5, hparams/parser.py",
+            "ValueError: vLLM/SGLang backend is only available for API, CLI and Web.",
+        ),
+        Signature(
+            r"(?:Adapter|Quantization) is only (?:valid|compatible) (?:for|with) the LoRA",
+            "llamafactory 0.8.3 to 0.9.5, hparams/parser.py _verify_model_args()",
+            "ValueError: Quantization is only compatible with the LoRA method.",
+        ),
+        Signature(
+            r"`neat_packing` cannot be set as True except SFT|`train_on_prompt` or `mask_history` cannot be "
+            r"set|RM and PPO stages do not support|PPO training does not support evaluation|Please specify "
+            r"`max_steps` in streaming mode",
+            "llamafactory 0.9.2 to 0.9.5, hparams/parser.py get_train_args()",
+            "ValueError: Please specify `max_steps` in streaming mode.",
+        ),
+        Signature(
+            r"`pure_bf16` is incompatible with DeepSpeed ZeRO-3"
+            r"|(?:GaLore|APOLLO) (?:and APOLLO are|is) incompatible with DeepSpeed|Distributed training does "
+            r"not support layer-wise",
+            "llamafactory 0.8.3 to 0.9.5, hparams/parser.py get_train_args()",
+            "ValueError: `pure_bf16` is incompatible with DeepSpeed ZeRO-3.",
+        ),
+        Signature(
+            r"Please specify `export_dir`",
+            "llamafactory 0.8.3 to 0.9.5, train/tuner.py export_model()",
+            "ValueError: Please specify `export_dir` to save model.",
+        ),
+    ),
 )
 
 
