@@ -18,6 +18,7 @@ from mgpu_checks.stack import (
     driver_too_old,
     flash_attn_abi,
     flash_attn_missing,
+    flash_attn_switch_unread,
     flash_attn_unsupported_gpu,
     gpu_arch_unsupported,
     nccl_shadowed,
@@ -358,6 +359,13 @@ def test_a_request_in_the_program_is_found_at_its_place() -> None:
     assert finding.location is not None
     assert finding.location.source.name.endswith("run.py")
     assert 'attn_implementation="sdpa"' in mended(finding)
+
+
+def test_a_switch_in_the_machines_environment_is_seen_without_a_command() -> None:
+    facts = {"env": {"TRANSFORMERS_NO_FLASH_ATTENTION": "1", "DISABLE_FLASH_ATTENTION": "1", "HOME": "/root"}}
+    (finding,) = found(flash_attn_switch_unread, None, facts=facts)
+    assert finding.subject == "TRANSFORMERS_NO_FLASH_ATTENTION in the environment"
+    assert finding.location is None
 
 
 # Precision

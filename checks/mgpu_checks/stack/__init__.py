@@ -41,7 +41,12 @@ def users(case: Case) -> tuple[Launch | None, ...]:
     """The launches that use torch on this machine's GPUs; ``(None,)`` when there is no command, only the machine."""
     if case.launches:
         return tuple(launch for launch in case.launches if uses_gpus(case, launch))
-    return () if case.mode == "lint" or next(case.commands, None) is not None else (None,)
+    return (None,) if is_machine_alone(case) else ()
+
+
+def is_machine_alone(case: Case) -> bool:
+    """Whether there is no command to judge by, only the machine."""
+    return not case.launches and case.mode != "lint" and next(case.commands, None) is None
 
 
 def uses_gpus(case: Case, launch: Launch) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mgpu_checks.stack import is_machine_alone
 from mgpu_doctor.authoring import (
     Case,
     Command,
@@ -104,35 +105,41 @@ def find(case: Case) -> Iterator[Finding]:
                 seen.add(key)
                 yield _finding(launch, variable)
         yield from _inherited(case, launch, seen)
+    if is_machine_alone(case):
+        yield from _inherited(case, None, seen)
 
 
-def _inherited(case: Case, launch: Launch, seen: set[tuple[str, Span] | str]) -> Iterator[Finding]:
+def _inherited(case: Case, launch: Launch | None, seen: set[tuple[str, Span] | str]) -> Iterator[Finding]:
     environment = case.facts.environment
-    if isinstance(environment, Unknown) or launch.command.unset_all:
+    if isinstance(environment, Unknown) or (launch is not None and launch.command.unset_all):
         return
     for name in sorted(environment):
-        if name not in seen and launch.command.variable(name) is None and _is_unread(case, launch, name):
+        if launch is not None and launch.command.variable(name) is not None:
+            continue
+        if name not in seen and _is_unread(case, launch, name):
             seen.add(name)
             fix = Fix("choose the attention in the program", commands=(f"unset {name}",))
             yield report(RULE, _message(launch, name), subject=f"{name} in the environment", fix=fix)
 
 
-def _is_unread(case: Case, launch: Launch, name: str) -> bool:
+def _is_unread(case: Case, launch: Launch | None, name: str) -> bool:
     """Whether a name is such a switch and neither a library nor, as far as it can be read, the program reads it."""
-    known_framework = launch.target.framework is not None
+    known_framework = launch is not None and launch.target.framework is not None
     if not (OF_LIBRARIES.fullmatch(name) or (known_framework and GENERAL.fullmatch(name))):
         return False
     readers = case.knowledge.variable_readers(name)
     if readers or name in case.knowledge.known_variables():
         return False
+    if launch is None:
+        return True
     program = launch.target.program
     return isinstance(program, Unknown) or name not in program.source.text
 
 
-def _message(launch: Launch, name: str) -> str:
+def _message(launch: Launch | None, name: str) -> str:
     start = f"Nothing reads {name}"
     wanted = "disabled" if _says_no(name) else "fa2"
-    if launch.target.framework == "llamafactory":
+    if launch is not None and launch.target.framework == "llamafactory":
         return f"{start}: the attention stays as it was. LLaMA-Factory's switch is --flash_attn {wanted}."
     named = "eager or sdpa" if wanted == "disabled" else "flash_attention_2"
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mgpu_checks.stack import is_here, variable
+from mgpu_checks.stack import is_here, is_machine_alone, variable
 from mgpu_doctor.authoring import (
     Case,
     Evidence,
@@ -209,7 +209,7 @@ def find(case: Case) -> Iterator[Finding]:
             if path not in seen:
                 seen.add(path)
                 yield finding
-    if launches or (not case.launches and case.mode != "lint" and next(case.commands, None) is None):
+    if launches or is_machine_alone(case):
         yield from _copies(case, launches[0] if launches else None)
 
 

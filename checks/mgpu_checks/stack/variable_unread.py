@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from mgpu_checks.devices.visible_devices_misspelt import is_misspelt
+from mgpu_checks.stack import is_machine_alone
 from mgpu_doctor.authoring import (
     Case,
     Edit,
@@ -40,6 +41,7 @@ RULE = Rule(
         Example("a past tense", "NCCL_IB_DISABLED=1 deepspeed --num_gpus 4 train.py", facts=None),
         Example("letters swapped", "PYTORCH_CUDA_ALOLC_CONF=expandable_segments:True python train.py"),
         Example("inherited", "python train.py", facts={"env": {"HF_ENDPIONT": "https://hub.example.org"}}),
+        Example("the machine alone", facts={"env": {"HF_ENDPIONT": "https://hub.example.org"}}),
         Example(
             "read by older releases only",
             "TRANSFORMERS_CACHE=/data/hub python train.py",
@@ -121,14 +123,17 @@ def find(case: Case) -> Iterator[Finding]:
                 seen.add(key)
                 yield _finding(variable.name, variable, *found)
         yield from _inherited(case, launch, seen)
+    if is_machine_alone(case):
+        yield from _inherited(case, None, seen)
 
 
-def _inherited(case: Case, launch: Launch, seen: set[tuple[str, Span] | str]) -> Iterator[Finding]:
+def _inherited(case: Case, launch: Launch | None, seen: set[tuple[str, Span] | str]) -> Iterator[Finding]:
     environment = case.facts.environment
-    if isinstance(environment, Unknown) or launch.command.unset_all:
+    if isinstance(environment, Unknown) or (launch is not None and launch.command.unset_all):
         return
+    given = () if launch is None else launch.command.environment
     for name in sorted(environment):
-        if name in seen or any(variable.name == name for variable in launch.command.environment):
+        if name in seen or any(variable.name == name for variable in given):
             continue
         found = _judge(case, launch, name)
         if found is not None:
@@ -136,11 +141,11 @@ def _inherited(case: Case, launch: Launch, seen: set[tuple[str, Span] | str]) ->
             yield _finding(name, None, *found)
 
 
-def _judge(case: Case, launch: Launch, name: str) -> tuple[str, str | None] | None:
+def _judge(case: Case, launch: Launch | None, name: str) -> tuple[str, str | None] | None:
     """What to say of a name, and the name to use instead; None when it is read or nothing certain can be said."""
     if not name.startswith(FAMILIES) or OTHER_RULES.fullmatch(name) or is_misspelt(name):
         return None
-    program = launch.target.program
+    program = launch.target.program if launch is not None else Unknown("there is no command")
     if not isinstance(program, Unknown) and name in program.source.text:
         return None
     if name in REPLACED:
@@ -154,7 +159,7 @@ def _judge(case: Case, launch: Launch, name: str) -> tuple[str, str | None] | No
         return None
     if name in MYTHS:
         # Many a program reads this name by itself: only where the program is known can it be told.
-        if isinstance(program, Unknown) and launch.target.framework is None:
+        if isinstance(program, Unknown) and (launch is None or launch.target.framework is None):
             return None
         return f"Nothing reads {name}: {MYTHS[name]}", None
     near = nearest(name, known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from mgpu_checks.engine import is_training, trains_with_arguments
-from mgpu_checks.stack import is_here, numbers, variable
+from mgpu_checks.stack import is_here, is_machine_alone, numbers, variable
 from mgpu_checks.stack.demands import CHECKED_WHEN_IMPORTED, DEMANDS, TORCHVISION, Demand
 from mgpu_doctor.authoring import (
     Case,
@@ -258,7 +258,7 @@ _IMPORTED_AS = {"ms-swift": "swift"}
 def find(case: Case) -> Iterator[Finding]:
     """What each launch uses, else the whole environment, against what its packages demand."""
     launches: list[Launch | None] = [launch for launch in case.launches if is_here(case, launch)]
-    if not case.launches and case.mode != "lint" and next(case.commands, None) is None:
+    if is_machine_alone(case):
         launches = [None]
     if not launches:
         return
