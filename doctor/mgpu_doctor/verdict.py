@@ -206,7 +206,7 @@ def _disagreeing(observation: Observation) -> Verdict | None:
 def _half_on_cpu(observation: Observation) -> Verdict | None:
     ranks = present(observation)
     idle = tuple(rank for rank in ranks if rank.uuid is None)
-    if observation.on_gpu and 0 < len(idle) < len(ranks):
+    if 0 < len(idle) < len(ranks) and any(uuid_of(rank) is not None for rank in ranks):
         return Verdict(BROKEN, f"{names_of(idle)} found no GPU and worked on the CPU, the others on GPUs", "device")
     return None
 
@@ -216,7 +216,12 @@ def _on_cpu(observation: Observation) -> Verdict | None:
     ranks = present(observation)
     if observation.on_gpu and any(rank.uuid is not None for rank in ranks):
         return None
-    why = ": no GPU took part" if observation.on_gpu else ": this proves the launch, not the GPUs"
+    why = ": this proves the launch, not the GPUs"
+    shown = max((rank.device_count for rank in ranks if isinstance(rank.device_count, int)), default=0)
+    if shown > 0:
+        why = f": the driver shows {shown} GPU{'s' * (shown > 1)}, and torch works on none"
+    elif observation.on_gpu or _gpus_promised(observation):
+        why = ": no GPU took part"
     if len(ranks) == 1:
         return Verdict(CPU, f"one process on the CPU{why}")
     if group_count(observation) != 1:
@@ -274,7 +279,7 @@ def _compared(verdict: Verdict, observation: Observation, launch: Launch | None)
     decisive = [line.agree for line in (processes, *devices) if line.agree is not None]
     kept = all(decisive) if decisive else None
     sentence = verdict.sentence
-    if verdict.word == CPU and observation.on_gpu and _gpus_promised(observation):
+    if verdict.word == CPU and _needs_gpus(observation):
         kept = False
     if verdict.word in (SINGLE, CPU) and processes.agree is False and len(present(observation)) == 1:
         sentence = f"one process on {device_of(present(observation)[0])}, though {processes.promised} were asked for"
@@ -288,6 +293,12 @@ def _compared(verdict: Verdict, observation: Observation, launch: Launch | None)
     elif verdict.word == MULTI and kept is False:
         sentence += ", but not the GPUs that the launch promises"
     return replace(verdict, sentence=sentence, as_promised=kept, comparisons=tuple(lines))
+
+
+def _needs_gpus(observation: Observation) -> bool:
+    """Whether a run on the CPU is not what was wanted: GPUs were promised, or are there."""
+    counts = (rank.device_count for rank in observation.ranks)
+    return _gpus_promised(observation) or any(isinstance(count, int) and count > 0 for count in counts)
 
 
 def _gpus_promised(observation: Observation) -> bool:

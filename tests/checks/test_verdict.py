@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -10,7 +11,7 @@ from hypothesis import assume, given
 from launching import HOST, launch
 from mgpu_doctor.model.facts import Gpu
 from mgpu_doctor.model.known import Unknown
-from mgpu_doctor.model.observation import Observation
+from mgpu_doctor.model.observation import Observation, RankSeen
 from mgpu_doctor.model.observed import bare_uuid, wrong_sums
 from mgpu_doctor.model.verdict import BROKEN, COPIES, CPU, MULTI, SHARED, SINGLE, UNKNOWN
 from mgpu_doctor.verdict import judge
@@ -165,19 +166,38 @@ def test_one_process_that_spreads_a_model_is_told_of_the_gpus_it_sees() -> None:
     assert "sees 8 GPUs and may spread one model over them" in verdict.sentence
 
 
+def on_cpu(count: int = 2, **over: Any) -> tuple[RankSeen, ...]:
+    """Ranks that work on the CPU of a machine without GPUs."""
+    values: dict[str, Any] = {"uuid": None, "device_index": None, "device_count": 0} | over
+    return tuple(rank(number, count, **values) for number in range(count))
+
+
 def test_on_the_cpu_the_launch_is_proven_and_nothing_else() -> None:
-    ranks = tuple(rank(number, uuid=None, device_index=None) for number in range(2))
-    verdict = judge(healthy(2, ranks=ranks, on_gpu=False))
+    verdict = judge(healthy(2, ranks=on_cpu(), on_gpu=False, promised_uuids=HIDDEN))
     assert (verdict.word, verdict.as_promised, verdict.failed) == (CPU, True, False)
     assert "proves the launch, not the GPUs" in verdict.sentence
 
 
-def test_a_run_meant_for_gpus_that_ends_on_the_cpu_failed_its_promise() -> None:
-    ranks = tuple(rank(number, uuid=None, device_index=None) for number in range(2))
-    verdict = judge(healthy(2, ranks=ranks))
-    assert (verdict.word, verdict.failed) == (CPU, True)
-    mixed = judge(healthy(2, ranks=(rank(0), ranks[1])))
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_a_run_meant_for_gpus_that_ends_on_the_cpu_failed_its_promise(on_gpu: bool) -> None:
+    promised = judge(healthy(2, ranks=on_cpu(), on_gpu=on_gpu))
+    assert (promised.word, promised.failed) == (CPU, True)
+    there = judge(healthy(2, ranks=on_cpu(device_count=4), on_gpu=on_gpu, promised_uuids=HIDDEN))
+    assert (there.word, there.failed) == (CPU, True)
+    assert "the driver shows 4 GPUs, and torch works on none" in there.sentence
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_half_on_the_cpu_is_broken(on_gpu: bool) -> None:
+    mixed = judge(healthy(2, ranks=(rank(0), on_cpu()[1]), on_gpu=on_gpu))
     assert (mixed.word, mixed.stage) == (BROKEN, "device")
+    assert "rank 1 found no GPU" in mixed.sentence
+
+
+def test_one_process_on_the_cpu_where_several_were_asked_for_is_single() -> None:
+    verdict = judge(healthy(1, ranks=on_cpu(1), on_gpu=False, promised_processes=4, promised_uuids=HIDDEN))
+    assert (verdict.word, verdict.failed) == (SINGLE, True)
+    assert verdict.sentence == "one process on the CPU, though 4 were asked for"
 
 
 def test_other_gpus_than_promised_are_not_as_promised() -> None:

@@ -227,7 +227,7 @@ def _seen(case: Case) -> Iterator[Finding]:
     pairs = [f"ranks {a} and {b} cannot talk to each other" for a, b in seen.bad_pairs[:4]]
     yield report(
         RULE,
-        f"The {stage} stage of the probe {wrong}, and did so with {seen.cured_by}: data that goes from GPU to GPU "
+        f"The {stage} stage of the probe {wrong}; with {seen.cured_by} all is well: data that goes from GPU to GPU "
         "directly does not arrive as it was sent.",
         place_of(case),
         subject=subject_of(case),

@@ -12,14 +12,15 @@ from mgpu_doctor.cli.verb import FORMAT, NO_COLOR, SELECTION, Given, Option, Ver
 from mgpu_doctor.cli.waiting import Waiting
 from mgpu_doctor.errors import InputError, UsageError
 from mgpu_doctor.model.case import Case
+from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import Launch
 from mgpu_doctor.model.observation import Observation
-from mgpu_doctor.model.record import dataclass
+from mgpu_doctor.model.record import dataclass, replace
 
 DEADLINE_S = 60.0
 """Seconds for the whole probe where none are given."""
 
-MOST_PROCESSES = 1024
+MOST_PROCESSES = 64
 
 
 def run(given: Given) -> int:
@@ -108,11 +109,13 @@ def _probe(case: Case, wishes: Wishes, note: Waiting, *, commanded: bool) -> Obs
     plan = ProbePlan(launch, case.facts, wishes.processes, wishes.python, os.getcwd(), wishes.deadline_s, wishes.cpu)
     note.say(f"probing, at most {wishes.deadline_s:g} s")
     try:
-        return probe(plan, lambda stage: note.say(_fitting(doing(stage))))
+        seen = probe(plan, lambda stage: note.say(_fitting(doing(stage))))
     except KeyboardInterrupt:
         note.clear()
         print("mgpu-doctor: interrupted; what the probe had started has been ended", file=sys.stderr)
         raise
+    # Nobody promised GPUs to a run that was told to leave them alone.
+    return replace(seen, promised_uuids=Unknown("--cpu leaves the GPUs alone")) if wishes.cpu else seen
 
 
 def _launch(case: Case) -> Launch:
