@@ -1,4 +1,4 @@
-"""check, explain and lint start no process, open no connection, and import nothing heavy or foreign."""
+"""check, explain, lint and facts start no process, open no connection, and import nothing heavy or foreign."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ PROGRAM = "import os, user_module\nopen('ran', 'w').close()\nos.environ['CUDA_VI
         ("explain", "--format", "json", "python train.py"),
         ("lint", "run.sh"),
         ("rules",),
+        ("facts",),
+        ("facts", "--anonymise"),
     ],
 )
 def test_nothing_is_started_connected_or_written(arguments: tuple[str, ...], tmp_path: Path) -> None:
