@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from statistics import mode
 
 from mgpu_checks.host import concerned_gpus
 from mgpu_doctor.authoring import (
@@ -275,7 +274,7 @@ def _lanes(gpu: Gpu, everybody: tuple[Gpu, ...]) -> _Fault | None:
     busy = isinstance(gpu.utilization_percent, int) and gpu.utilization_percent > 0
     if not behind and not (busy and width <= NARROW and most >= 4 * width):
         return None
-    than = f", its {len(known)} equals have {mode(known)}" if behind else ""
+    than = f", its {len(known)} equals have {min(known)} or more" if behind else ""
     return _Fault(
         f"its PCIe link has {width} of {most} lanes{than}: loading and sending take {most / width:g} times as long.",
         Severity.WARNING,

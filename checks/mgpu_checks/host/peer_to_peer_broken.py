@@ -330,7 +330,11 @@ def _redirected(case: Case, used: Mapping[str, str], blockers: list[str], job: J
         "traffic between them may be slow, or never arrive, so that the first collective hangs. Only a run can tell.",
         job.place if job is not None else None,
         subject="peer-to-peer access",
-        evidence=(*blockers, f"topology: {link}"),
+        evidence=(
+            *blockers,
+            f"topology: {link}",
+            *(("beyond a host bridge NCCL uses direct access on AMD processors only",) if link in _FAR else ()),
+        ),
         fix=_without_p2p(job),
         alternatives=(
             Fix("boot with iommu=pt and switch ACS off in the firmware (not in a virtual machine)", commands=commands),
