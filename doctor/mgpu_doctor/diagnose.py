@@ -219,7 +219,14 @@ def _look_closer(facts: Facts, scripts: tuple[Script, ...], request: Request) ->
         return facts
     from mgpu_doctor.collect.machine import this_machine
 
-    return this_machine(python=request.python)
+    return this_machine(python=request.python or _chosen_interpreter(scripts, request.directory))
+
+
+def _chosen_interpreter(scripts: tuple[Script, ...], directory: str) -> str | Unknown | None:
+    """The interpreter that the commands themselves choose (``source …/activate``, ``uv run``); None for PATH's."""
+    from mgpu_doctor.collect.activation import chosen_interpreter
+
+    return chosen_interpreter((command for script in scripts for command in script.commands), os.environ, directory)
 
 
 def _knowledge(facts: Facts) -> Knowledge:
