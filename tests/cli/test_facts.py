@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mgpu_doctor.cli import facts as facts_verb
 from mgpu_doctor.collect.facts_file import dump_facts, load_facts
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -128,6 +131,43 @@ def test_what_the_verb_does_not_take(run: Run) -> None:
     assert run("facts", "surplus").returncode == 2
     assert run("facts", "--format", "json").returncode == 2
     assert b"--anonymise" in run("facts", "--help").stdout
+
+
+class Terminal(io.StringIO):
+    """A terminal that wakes whoever waits for its first words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spoken = threading.Event()
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        self.spoken.set()
+        return written
+
+
+def test_a_terminal_hears_of_a_slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(facts_verb, "_SLOW_S", 0.0)
+    with facts_verb._patience():
+        assert terminal.spoken.wait(60)
+    said, taken_back, rest = terminal.getvalue().split("\r")
+    assert said == "looking at this machine ..."
+    assert taken_back == " " * len(said)
+    assert rest == ""
+
+
+def test_a_terminal_hears_nothing_of_a_fast_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(facts_verb, "_SLOW_S", 600.0)
+    with facts_verb._patience():
+        pass
+    assert terminal.getvalue() == ""
 
 
 COMMAND = "torchrun --nproc-per-node 2 train.py"

@@ -201,6 +201,7 @@ def test_names_of_whoever_asks(tmp_path: Path) -> None:
         ("HF_ENDPOINT", "https://me@mirror.example/x", f"https://{MASK}@mirror.example/x"),
         ("DS_INCLUDE", "worker-0:0,1@worker-1:2", "worker-0:0,1@worker-1:2"),
         ("HF_HUB_TOKEN", "x", MASK),
+        ("SLURM_JWT", "abc", MASK),
         ("TOKENIZERS_PARALLELISM", "false", "false"),
     ],
 )

@@ -108,7 +108,9 @@ NAMES = frozenset(
 
 # CUDA_VISABLE_DEVICES, MASTER_PROT: a misspelt name is worth seeing too.
 _MISSPELT = pattern(r"VIS\w*DEVICE|DEVICES?$")
-_SECRET = pattern(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|TOKENS|SECRET|SECRETS|PASSWORD|PASSWD|PASS|CREDENTIALS?|AUTH)(?:_|$)")
+_SECRET = pattern(
+    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|TOKENS|SECRET|SECRETS|PASSWORD|PASSWD|PASS|PASSPHRASE|CREDENTIALS?|AUTH|JWT|COOKIE)(?:_|$)"
+)
 _USER_IN_ADDRESS = pattern(r"://\S*@")
 # Up to the last @ of the word: a password may hold an @, a comma or a slash that nobody encoded.
 _USER_IN_PROXY = pattern(r"^(?![a-zA-Z][\w+.-]*://)\S*@")

@@ -153,12 +153,17 @@ def own_names(variables: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str,
 
 
 def platform() -> str | Unknown:
-    """The platform in the words of ``platform.platform()``, as far as uname tells."""
+    """The platform in the words of ``platform.platform()``, which itself would start a program to find more."""
     if not hasattr(os, "uname"):
         import sys
 
-        return sys.platform
+        version = getattr(sys, "getwindowsversion", lambda: None)()
+        return f"Windows-{version.major}-{version.major}.{version.minor}.{version.build}" if version else sys.platform
     found = os.uname()
+    if found.sysname == "Darwin":
+        from platform import mac_ver
+
+        return f"macOS-{mac_ver()[0] or found.release}-{found.machine}"
     return f"{found.sysname}-{found.release}-{found.machine}"
 
 
