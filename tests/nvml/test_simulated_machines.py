@@ -258,6 +258,13 @@ def test_a_lost_card_hides_no_other(tmp_path: Path) -> None:
     assert found["nvml_error"] == "GPU is lost (GPU 3)"
 
 
+def test_a_card_that_is_lost_while_it_is_asked(tmp_path: Path) -> None:
+    found, _, _ = collect(HGX, tmp_path, {f"3.{key}": error(GPU_IS_LOST) for key in ("utilization", "temperature")})
+    assert found["gpus"][3].uuid == card(3).uuid
+    assert found["gpus"][3].temperature_c == Unknown("NVML does not tell: GPU is lost")
+    assert found["nvml_error"] == "GPU is lost (GPU 3)"
+
+
 def test_one_question_that_fails_spoils_no_other(tmp_path: Path) -> None:
     silent = Unknown("NVML does not tell: Unknown Error")
     fields = {"name": "name", "temperature": "temperature_c", "ecc": "ecc_uncorrected", "pcie_width": "pcie_width"}

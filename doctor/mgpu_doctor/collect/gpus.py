@@ -38,7 +38,9 @@ GIB = 2**30
 
 # nvml.h
 _NO_PERMISSION = 4
-_NOT_SUPPORTED_HERE = frozenset({9, 12})  # NVML_ERROR_DRIVER_NOT_LOADED, NVML_ERROR_LIBRARY_NOT_FOUND
+_NO_DRIVER = frozenset({9, 12})
+"""NVML_ERROR_DRIVER_NOT_LOADED, NVML_ERROR_LIBRARY_NOT_FOUND."""
+_IS_LOST = 15
 _VERSION_MISMATCH = 18
 _NEEDS_A_DRIVER = frozenset({11, 15, 16, 18})
 """Errors that only a loaded driver gives: IRQ_ISSUE, GPU_IS_LOST, RESET_REQUIRED, LIB_RM_VERSION_MISMATCH."""
@@ -226,7 +228,7 @@ def _fill(nvml: Any, card: _Card) -> None:
         card.done = True
         return
     for fields, question in _QUESTIONS:
-        answer = _ask(partial(question, nvml, card))
+        answer = _ask(partial(_asked, question, nvml, card))
         if isinstance(answer, Unknown):
             answer = (answer,) * len(fields)
         elif len(fields) == 1:
@@ -234,6 +236,15 @@ def _fill(nvml: Any, card: _Card) -> None:
         card.values.update(zip(fields, answer, strict=True))
     card.processes = _ask(lambda: _processes(nvml, card))
     card.done = True
+
+
+def _asked(question: Callable[[Any, _Card], Any], nvml: Any, card: _Card) -> Any:
+    try:
+        return question(nvml, card)
+    except nvml.NVMLError as error:
+        if error.value == _IS_LOST:
+            card.failure = error
+        raise
 
 
 def _memory(nvml: Any, card: _Card) -> tuple[float, float | Unknown]:
@@ -518,7 +529,7 @@ def _failed(said: _Said, root: str) -> Inventory:
         versions = [f"kernel module {module}"] if isinstance(module, str) else []
         versions += [f"library {said.library}"] if said.library else []
         words += f" ({', '.join(versions)})" if versions else ""
-    elif code in _NOT_SUPPORTED_HERE and cards and not driver.driver_present(root):
+    elif code in _NO_DRIVER and cards and not driver.driver_present(root):
         words += f" ({len(cards)} NVIDIA GPU{'s' if len(cards) > 1 else ''} on the PCI bus: {', '.join(cards[:4])}"
         words += ", …)" if len(cards) > 4 else ")"
     return _nothing(Unknown(f"NVML cannot start: {words}"), words, module, nodes)
