@@ -302,7 +302,7 @@ def unlooked(report: Report) -> str | None:
     count = len(report.outcomes_of(OutcomeKind.SKIPPED))
     if not count:
         return None
-    return f"{count} rule{'s' * (count > 1)} could not look: check --probe lists them with the reasons"
+    return f"{count} rule{'s' * (count > 1)} could not look; --format json lists them with the reasons"
 
 
 def finite(value: float | Unknown) -> float | None:

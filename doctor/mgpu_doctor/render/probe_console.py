@@ -114,16 +114,16 @@ def _print_placement(console: Console, observation: Observation, facts: Facts) -
 
 def _cell(seat: probe.Seat, number: int, width: int) -> tuple[str, str]:
     if seat.column == number:
-        return "●".rjust(width), "bold red" if seat.shared else "bold green"
+        return ("■" if seat.shared else "●").rjust(width), "bold red" if seat.shared else "bold green"
     if seat.promised == number:
         return "○".rjust(width), "yellow"
     return "·".rjust(width), "dim"
 
 
 def _legend(seen: probe.Placement) -> str:
-    parts = ["● works there"]
+    parts = ["● works there"] if any(seat.column is not None and not seat.shared for seat in seen.seats) else []
     if any(seat.shared for seat in seen.seats):
-        parts.append("red: shared with another rank")
+        parts.append("■ shared with another rank")
     if any(seat.promised not in (None, seat.column) for seat in seen.seats):
         parts.append("○ was promised there")
     if seen.idle:
