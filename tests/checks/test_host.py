@@ -14,6 +14,8 @@ from mgpu_checks.devices import device_order_ambiguous, visible_devices_malforme
 from mgpu_checks.host import (
     fabric_manager_down,
     gpu_unhealthy,
+    limits_too_low,
+    memlock_too_small,
     nccl_setting_harmful,
     orphaned_gpu_memory,
     peer_to_peer_broken,
@@ -217,6 +219,23 @@ def test_how_small_shared_memory_may_be(size: float, severity: Severity | None) 
     facts = {"shm_gib": size, "container": {"runtime": "docker"}}
     for command in (None, "torchrun --nproc_per_node 8 train.py"):
         assert severities(found(shm_too_small, command, facts=facts)) == ([] if severity is None else [severity])
+
+
+def test_a_fault_of_the_machine_is_said_once_for_many_commands() -> None:
+    command = "torchrun --nproc_per_node 2 a.py\ntorchrun --nproc_per_node 2 b.py\n"
+    facts = {
+        "shm_gib": 0.0156,
+        "gpus": [gpu(0, "NVIDIA RTX 5880 Ada Generation", 48), gpu(1, "NVIDIA RTX 5880 Ada Generation", 48)],
+        "topology": "PHB",
+        "pci_acs": {"0000:00:01.1": "enabled"},
+        "cpu_count": 1,
+        "infiniband": {"mlx5_0": "ACTIVE"},
+        "limits": {"memlock_kib": 64},
+    }
+    many = f"{MANY_NODES}\n{MANY_NODES}"
+    for rule, text in ((shm_too_small, command), (peer_to_peer_broken, command), (limits_too_low, command)):
+        assert len(found(rule, text, facts=facts)) == 1
+    assert len(found(memlock_too_small, many, facts=facts)) == 1
 
 
 def test_a_new_container_gets_the_option_behind_run() -> None:

@@ -82,10 +82,13 @@ RULE = Rule(
 
 def find(case: Case) -> Iterator[Finding]:
     """Jobs of several ranks that are larger than the shell's limits."""
+    said = set()
     for job in jobs(case):
         if job.processes > 1:
             for finding in (_processors(case, job), _files(case, job), _processes(case, job)):
-                if finding is not None:
+                if finding is not None and finding.subject not in said:
+                    # Said once, at the first command that meets it.
+                    said.add(finding.subject)
                     yield finding
 
 

@@ -83,7 +83,11 @@ def find(case: Case) -> Iterator[Finding]:
         return
     for job in jobs(case):
         if (job.launch.nodes.known or 1) > 1:
-            yield from _judge(case, job.launch, job.place)
+            found = list(_judge(case, job.launch, job.place))
+            if found:
+                # A fault of the machine is said once, at the first command that meets it.
+                yield found[0]
+                return
 
 
 def _judge(case: Case, launch: Launch | None, place: Location | None) -> Iterator[Finding]:

@@ -148,7 +148,7 @@ def _explained(case: Case, error: str) -> tuple[str, Fix, Severity]:
     lowered = error.lower()
     module = case.facts.driver_module
     if "mismatch" in lowered:
-        loaded = f" ({module})" if isinstance(module, str) else ""
+        loaded = f" ({module})" if isinstance(module, str) and module not in error else ""
         message = (
             f"NVML says `{error}`: the loaded kernel module{loaded} is not of the release of the installed libraries, "
             "as after an update of the driver. No CUDA program starts until they are the same."

@@ -242,12 +242,17 @@ def _said(case: Case) -> Iterator[Finding]:
         if gpu_count(case) > 1:
             yield from _pairs(case, None)
         return
+    said = set()
     for job in jobs(case):
         refusal = _refused(case, job)
         if refusal is not None:
             yield refusal
         elif job.gpus > 1:
-            yield from _pairs(case, job)
+            for finding in _pairs(case, job):
+                if finding.message not in said:
+                    # What is wrong between the same GPUs is said once, at the first command that meets it.
+                    said.add(finding.message)
+                    yield finding
 
 
 def _pairs(case: Case, job: Job | None) -> Iterator[Finding]:

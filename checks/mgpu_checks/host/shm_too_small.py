@@ -157,6 +157,7 @@ def find(case: Case) -> Iterator[Finding]:
         if size <= DEFAULT_GIB:
             who = f"{job.processes} processes" if job.processes > 1 else f"{workers} data-loader workers"
             yield _here(case, size, who, job.place)
+            return  # a fault of the machine is said once, at the first command that meets it
 
 
 def _machine(case: Case) -> Iterator[Finding]:
