@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from judging import found, mended
 from mgpu_checks.stack import (
@@ -31,10 +35,13 @@ from mgpu_checks.stack import (
 from mgpu_checks.stack.demands import DEMANDS
 from mgpu_checks.stack.flash_attn_abi import Tags, read_tags
 from mgpu_checks.stack.torch_builds import WHEEL_ARCHS, minimum_driver, runs, runs_on_driver
-from mgpu_doctor.authoring import Case, Severity, Unknown, satisfies
+from mgpu_doctor.authoring import Case, Check, Severity, Unknown, satisfies
+from mgpu_doctor.diagnose import Request, diagnose
 from mgpu_doctor.knowledge import PackageKnowledge
 from mgpu_doctor.model.facts import NOT_LOOKED, Facts
+from mgpu_doctor.model.finding import OutcomeKind
 from mgpu_doctor.read.workspace import LocalWorkspace
+from mgpu_doctor.registry import Registry
 from oracle_environments import ENVIRONMENTS, requires_oracle, site_packages_of
 
 ON_GPU = {"train.py": 'import torch\n\nmodel = torch.nn.Linear(8, 8).to("cuda")\n'}
@@ -421,6 +428,15 @@ def test_bf16_in_deepspeeds_file_by_release(deepspeed: str, torch: str, severity
     assert finding.severity is severity
 
 
+@pytest.mark.parametrize(("version", "severity"), [("0.6.3", Severity.ERROR), ("0.12.0", Severity.WARNING)])
+def test_vllms_dtype_by_release(version: str, severity: Severity) -> None:
+    facts = {**V100, "packages": {"torch": "2.6.0", "vllm": version}}
+    command = "vllm serve org/m --tensor-parallel-size 8 --dtype bfloat16"
+    (finding,) = found(precision_unsupported, command, facts=facts)
+    assert finding.severity is severity
+    assert mended(finding).endswith("--dtype float16")
+
+
 # Versions
 
 
@@ -657,3 +673,84 @@ def test_the_script_is_named_where_its_folder_shadows() -> None:
     assert not found(
         package_shadowed, "accelerate launch src/train.py", files=files, facts={"packages": {"torch": "2.6.0"}}
     )
+
+
+# Facts of any kind
+
+ODD = st.sampled_from(
+    ["", "unknown", "1", "12.4", "2.6.0+cu124", "2.6.0+cpu", "0.9.3", "9" * 30, "a.b.c", "\u2014", "1.0.dev1"]
+)
+ODD_FACTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "gpus": st.lists(
+            st.fixed_dictionaries(
+                {}, optional={"name": ODD, "compute_capability": st.sampled_from(["7.0", "12.0", "8.6"])}
+            ),
+            max_size=3,
+        ),
+        "driver": ODD,
+        "driver_cuda": ODD,
+        "nvcc": st.none() | ODD,
+        "platform": ODD,
+        "packages": st.dictionaries(
+            st.sampled_from(
+                [
+                    "torch",
+                    "transformers",
+                    "accelerate",
+                    "deepspeed",
+                    "llamafactory",
+                    "flash-attn",
+                    "vllm",
+                    "torchvision",
+                ]
+            ),
+            ODD,
+        ),
+        "requirements": st.dictionaries(
+            st.sampled_from(["transformers", "vllm"]), st.lists(ODD | st.just("torch>=;;"))
+        ),
+        "wheels": st.dictionaries(st.just("flash-attn"), ODD | st.just("+cu12torch2.4cxx11abiTRUE-cp3")),
+        "torch_cuda": st.none() | ODD,
+        "torch_archs": st.lists(ODD),
+        "torch_nccl": st.none() | ODD,
+        "nccl_libraries": st.dictionaries(ODD, ODD),
+        "conda": st.dictionaries(st.sampled_from(["pytorch", "deepspeed"]), ODD),
+        "python": st.fixed_dictionaries({}, optional={"version": ODD, "prefix": ODD, "executable": ODD}),
+    },
+)
+COMMANDS = st.sampled_from(
+    [
+        None,
+        "torchrun --nproc_per_node 2 ft.py --bf16 True --tf32 1 --fsdp x --attn_implementation flash_attention_2",
+        "llamafactory-cli train --stage sft --flash_attn fa2 --bf16",
+        "accelerate launch --mixed_precision fp8 --use_deepspeed --offload_optimizer_device cpu ft.py",
+    ]
+)
+RULES = (
+    torch_without_cuda,
+    driver_too_old,
+    gpu_arch_unsupported,
+    version_out_of_range,
+    flash_attn_missing,
+    flash_attn_abi,
+    flash_attn_unsupported_gpu,
+    precision_unsupported,
+    cuda_toolkit_mismatch,
+    package_shadowed,
+    nccl_shadowed,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ODD_FACTS, COMMANDS)
+def test_odd_facts_break_no_rule(facts: dict[str, object], command: str | None) -> None:
+    checks = tuple(Check(module.RULE, module.find) for module in RULES)
+    with tempfile.TemporaryDirectory() as top:
+        (Path(top) / "ft.py").write_text(TRAINER["ft.py"])
+        file = Path(top) / "facts.json"
+        file.write_text(json.dumps(facts))
+        report = diagnose(Request(command=command, facts=str(file), directory=top), Registry(checks, ()))
+    crashed = [(outcome.code, outcome.reason) for outcome in report.outcomes if outcome.kind is OutcomeKind.CRASHED]
+    assert not crashed

@@ -184,7 +184,7 @@ def _contradictions(case: Case, tags: Tags, torch: str | None) -> Iterator[tuple
     if tags.python and len(python) == 2 and tags.python != python:
         yield f"Python {_dotted(tags.python)}", f"Python {_dotted(python)}"
     cuda = torch_cuda(case)
-    if tags.cuda is not None and isinstance(cuda, str) and numbers(cuda)[0] != tags.cuda:
+    if tags.cuda is not None and isinstance(cuda, str) and numbers(cuda) and numbers(cuda)[0] != tags.cuda:
         yield f"CUDA {tags.cuda}", f"torch for CUDA {cuda}"
     abi = case.facts.torch_cxx11abi
     if tags.cxx11abi is not None and not isinstance(abi, Unknown) and abi != tags.cxx11abi:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from mgpu_checks.engine import TrainingArguments, deepspeed_file, training_arguments, trains_with_arguments
@@ -92,6 +93,13 @@ RULE = Rule(
             {"ft.py": _TRAINER, "ds.json": '{"bf16": {"enabled": true}, "zero_optimization": {"stage": 2}}'},
             _V100,
         ),
+        Example("vLLM's weights", "vllm serve org/m --tensor-parallel-size 8 --dtype bfloat16", {}, _V100),
+        Example(
+            "the type of the weights",
+            "torchrun --nproc_per_node 8 sft.py --torch_dtype bfloat16",
+            {"sft.py": _TRAINER},
+            _V100,
+        ),
         Example(
             "in the program",
             "torchrun --nproc_per_node 8 run.py",
@@ -104,6 +112,7 @@ RULE = Rule(
     ),
     good=(
         Example("bf16 on A100s", "torchrun --nproc_per_node 8 ft.py --bf16 True --tf32 True", {"ft.py": _TRAINER}),
+        Example("vLLM chooses", "vllm serve org/m --tensor-parallel-size 8 --dtype half", {}, _V100),
         Example("fp16 on V100s", "torchrun --nproc_per_node 8 ft.py --fp16 True", {"ft.py": _TRAINER}, _V100),
         Example("switched off", "torchrun --nproc_per_node 8 ft.py --bf16 False", {"ft.py": _TRAINER}, _V100),
         Example(
@@ -171,6 +180,12 @@ RULE = Rule(
             'bf16 where is_bf16_supported() is False: "Type bf16 is not supported on your device."',
         ),
         Reference(
+            "vllm 0.2.7, 0.6.3.post1 and 0.9.2, worker/worker.py and v1/worker/gpu_worker.py "
+            "_check_if_gpu_supports_dtype()",
+            'bfloat16 below a major compute capability of 8: "Bfloat16 is only supported on GPUs with compute '
+            'capability of at least 8.0"',
+        ),
+        Reference(
             "llamafactory 0.9.3, hparams/parser.py get_train_args()",
             'pure_bf16 without bf16: "This device does not support `pure_bf16`."',
         ),
@@ -205,6 +220,13 @@ RULE = Rule(
             "ValueError: Type bf16 is not supported on your device.",
         ),
         Signature(
+            r"Bfloat16 is only supported on GPUs with compute capability of at least 8\.0",
+            "vllm 0.2.7, 0.6.3.post1 and 0.9.2, _check_if_gpu_supports_dtype()",
+            "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your Tesla T4 GPU "
+            "has compute capability 7.5. You can use float16 instead by explicitly setting the`dtype` flag in CLI, for "
+            "example: --dtype=half.",
+        ),
+        Signature(
             r"This device does not support `pure_bf16`",
             "llamafactory 0.9.3, hparams/parser.py",
             "ValueError: This device does not support `pure_bf16`.",
@@ -221,12 +243,16 @@ ASKS_TORCH_SINCE = (4, 35)
 EMULATED_SINCE = (2, 3)
 """torch from which is_bf16_supported() counts an emulation."""
 
+VLLM_SEEN = (0, 9, 3)
+"""vLLM before which it was seen to refuse bfloat16 on older GPUs."""
+
+_FP16 = {"bf16": "fp16", "bfloat16": "float16"}
 _OWN_TYPE = pattern(r"\b(?:torch_)?dtype=(?:torch\.bfloat16|['\"]?bfloat16['\"]?)(?:,|$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A precision asked for: ``who`` acts on it (``trainer``, ``accelerate``, ``deepspeed``, ``program``).
+    """A precision asked for: ``who`` acts on it (``trainer``, ``accelerate``, ``deepspeed``, ``vllm``, ``program``).
 
     ``edits`` give fp16 instead, where the text allows it.
     """
@@ -259,6 +285,7 @@ def _wishes(case: Case, launch: Launch) -> Iterator[Wish]:
     if given.truth("fp16") is not True and given.truth("bf16") is not True:
         yield from _accelerate(launch)
     yield from _deepspeed(case, launch)
+    yield from _dtype(launch, given)
     yield from _program(launch)
 
 
@@ -271,6 +298,18 @@ def _arguments(launch: Launch, given: TrainingArguments) -> Iterator[Wish]:
             if precision == "bf16" or who == "trainer":
                 edits = _instead(found.location) if name in ("bf16", "bf16_full_eval") else ()
                 yield Wish(precision, who, found.shown, found.location, edits)
+
+
+DTYPES = ("torch_dtype", "dtype", "infer_dtype", "model_dtype")
+"""Arguments that name the type of a model's weights (trl 0.9.6 and 0.24.0, vLLM, llamafactory 0.9.3, ms-swift)."""
+
+
+def _dtype(launch: Launch, given: TrainingArguments) -> Iterator[Wish]:
+    for name in DTYPES:
+        found = given.get(name)
+        if found is not None and found.text in ("bfloat16", "bf16"):
+            who = "vllm" if launch.target.framework == "vllm" and name == "dtype" else "program"
+            yield Wish("bf16", who, found.shown, found.location, _instead(found.location))
 
 
 def _accelerate(launch: Launch) -> Iterator[Wish]:
@@ -311,12 +350,13 @@ def _program(launch: Launch) -> Iterator[Wish]:
 
 
 def _instead(place: Location) -> tuple[Edit, ...]:
-    """An edit that writes fp16 where bf16 stands, when it stands there once."""
+    """An edit that writes fp16 where bf16 stands (float16 for bfloat16), when it stands there once."""
     text = place.source.slice(place.span)
-    if text.count("bf16") != 1:
+    found = re.findall(r"bf16|bfloat16", text)
+    if len(found) != 1:
         return ()
-    start = place.span.start + text.index("bf16")
-    return (replace(place.source, Span(start, start + len("bf16")), "fp16"),)
+    start = place.span.start + text.index(found[0])
+    return (replace(place.source, Span(start, start + len(found[0])), _FP16[found[0]]),)
 
 
 def _finding(case: Case, wish: Wish, gpus: tuple[Gpu, ...]) -> Finding:
@@ -338,6 +378,9 @@ def _effect(case: Case, wish: Wish) -> tuple[Severity, str]:
         return Severity.ERROR, ', and the Trainer stops with "--tf32 requires Ampere or a newer GPU arch"'
     if wish.precision == "fp8":
         return Severity.ERROR, ", and accelerate trains in fp16 instead"
+    vllm = case.facts.package_version("vllm")
+    if wish.who == "vllm" and isinstance(vllm, str) and is_before(vllm, *VLLM_SEEN):
+        return Severity.ERROR, ', and vLLM stops with "Bfloat16 is only supported on GPUs with compute capability of"'
     torch = case.facts.package_version("torch")
     emulated = None if isinstance(torch, Unknown) else is_before(torch, *EMULATED_SINCE) is False
     if wish.who == "trainer":
