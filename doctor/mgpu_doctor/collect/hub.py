@@ -24,8 +24,8 @@ def cache_path(variables: Mapping[str, str]) -> str:
     """The directory of the cache under the variables in force.
 
     huggingface_hub 0.20.3 to 2.4.0, constants.py: HF_HUB_CACHE, else HUGGINGFACE_HUB_CACHE, else ``hub`` below HF_HOME,
-    else below ``huggingface`` in XDG_CACHE_HOME or ``~/.cache``. Variables inside these values are followed as newer
-    releases do (since 0.33 at the latest; 0.23 keeps the dollar sign).
+    else below ``huggingface`` in XDG_CACHE_HOME or ``~/.cache``. ``~`` and variables inside these values are followed
+    as 0.33 and later do; 0.29 keeps the dollar sign.
     """
     home = variables.get("HF_HOME")
     if home is None:
