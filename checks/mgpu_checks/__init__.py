@@ -69,6 +69,7 @@ MODULES: tuple[str, ...] = (
     "hub.dataset_not_registered",
     "hub.template_mismatch",
     "hub.output_not_writable",
+    "hub.hub_unreachable",
     "hub.endpoint_malformed",
     "stack.torch_without_cuda",
     "stack.driver_too_old",
