@@ -109,6 +109,8 @@ MODULES: tuple[str, ...] = (
     "shell.pipe_takes_options",
     "shell.sudo_resets_environment",
     "shell.list_joined_wrongly",
+    "rendezvous.hosts_differ",
+    "rendezvous.ssh_not_ready",
     "verdict.ranks_diverge",
     "verdict.gpu_out_of_memory",
     "verdict.killed_by_host",

@@ -12,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgpu_doctor.logs import TELLING, Known, read_log
-from mgpu_doctor.logs.causes import literal_of
+from mgpu_doctor.logs.causes import literals_of
 from mgpu_doctor.logs.lines import clean
+from mgpu_doctor.model.finding import Severity
 from mgpu_doctor.model.log import LogReading
 
 LOGS = Path(__file__).parent.parent / "fixtures" / "logs"
-BOOM = Known("MGD999", re.compile(r"BoomError: (\w+)"), "BoomError: ", weak=False, where="test 1")
+BOOM = Known(
+    "MGD999", re.compile(r"BoomError: (\w+)"), ("BoomError: ",), weak=False, where="test 1", severity=Severity.ERROR
+)
 
 
 def reading(text: str | bytes, *known: Known) -> LogReading:
@@ -112,18 +115,28 @@ def test_memory_stays_flat() -> None:
 
 @given(st.text(alphabet="ab\n\r\x1bE[]:0 ror", max_size=400))
 def test_any_text_is_read_and_the_numbers_are_those_of_the_lines(text: str) -> None:
-    log = reading(text, Known("MGD999", re.compile("Error"), "Error", weak=False, where="test"))
+    log = reading(
+        text, Known("MGD999", re.compile("Error"), ("Error",), weak=False, where="test", severity=Severity.ERROR)
+    )
     lines = text.encode().split(b"\n")
     for hit in log.hits:
         assert b"Error" in lines[hit.line.number - 1]
 
 
 @pytest.mark.parametrize(
-    ("expression", "literal"),
-    [(r"No slot '\d+' specified", "' specified"), (r"(?:a|b)c+ not found", " not found"), (r"\d+", ""), ("abc", "abc")],
+    ("expression", "literals"),
+    [
+        (r"No slot '\d+' specified", ("' specified",)),
+        (r"(?:a|b)c+ not found", (" not found",)),
+        (r"\d+", ()),
+        ("abc", ("abc",)),
+        ("no route|timed out", ("no route", "timed out")),
+        (r"(?:first|second one) x?", ("first", "second one")),
+        (r"a|\d", ()),
+    ],
 )
-def test_the_text_that_a_signature_cannot_do_without(expression: str, literal: str) -> None:
-    assert literal_of(expression) == literal
+def test_the_texts_of_which_a_signature_needs_one(expression: str, literals: tuple[str, ...]) -> None:
+    assert literals_of(expression) == literals
 
 
 def test_telling_words_are_no_longer_than_they_must_be() -> None:

@@ -93,11 +93,6 @@ RULE = Rule(
     fixable=False,
     signatures=(
         Signature(
-            r"DeepSpeed is not compatible with (?:MP|`device_map`)\. *n_gpu: ",
-            "ms-swift 2.4.2 and 3.1.0 (MP), 3.9.0 (`device_map`), llm/argument/train_args.py",
-            "ValueError: DeepSpeed is not compatible with MP. n_gpu: 4, local_world_size: 1.",
-        ),
-        Signature(
             r"Was asked to gather along dimension 0, but all",
             "torch 2.9.1, nn/parallel/_functions.py: printed by DataParallel alone",
             "UserWarning: Was asked to gather along dimension 0, but all input tensors were scalars; will instead "

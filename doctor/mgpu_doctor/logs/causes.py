@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
+from mgpu_doctor.model.finding import Severity
 from mgpu_doctor.model.log import LogHit, LogLine
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass
@@ -33,35 +35,63 @@ AFTERMATH = frozenset({"MGD313", "MGD902", "MGD905", "MGD909"})
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """One signature of one rule, compiled. ``literal`` is a text that every line it fits contains."""
+    """One signature of one rule, compiled. Every line it fits contains one of ``literals``, unless there are none."""
 
     code: str
     search: re.Pattern[str]
-    literal: str
+    literals: tuple[str, ...]
     weak: bool
     where: str
+    severity: Severity
 
 
 def known_causes(checks: Iterable[Check]) -> tuple[Known, ...]:
     """Every signature of the given checks."""
     return tuple(
-        Known(check.rule.code, re.compile(one.pattern), literal_of(one.pattern), one.weak, one.where)
+        Known(
+            check.rule.code,
+            re.compile(one.pattern),
+            literals_of(one.pattern),
+            one.weak,
+            one.where,
+            one.severity or check.rule.severity,
+        )
         for check in checks
         for one in check.rule.signatures
     )
 
 
-def literal_of(expression: str) -> str:
-    """The longest text that everything which a regular expression finds must contain; may be empty."""
+def literals_of(expression: str) -> tuple[str, ...]:
+    """Texts of which everything that a regular expression finds contains at least one; empty when there are none.
+
+    The longer the shortest of them, the better they tell lines apart.
+    """
     from re import _parser as parser  # type: ignore[attr-defined]
 
-    best = run = ""
-    for operation, argument in parser.parse(expression):
-        if str(operation) == "LITERAL":
+    return _literals(parser.parse(expression))
+
+
+def _literals(parsed: Iterable[tuple[object, Any]]) -> tuple[str, ...]:
+    candidates: list[tuple[str, ...]] = []
+    run = ""
+    for operation, argument in parsed:
+        name = str(operation)
+        if name == "LITERAL":
             run += chr(argument)
-        else:
-            best, run = max(best, run, key=len), ""
-    return max(best, run, key=len)
+            continue
+        candidates.append((run,))
+        run = ""
+        if name == "BRANCH":
+            branches = [_literals(branch) for branch in argument[1]]
+            if all(branches):
+                candidates.append(tuple(text for branch in branches for text in branch))
+        elif name == "SUBPATTERN":
+            candidates.append(_literals(argument[3]))
+        elif name == "MAX_REPEAT" and argument[0] > 0:
+            candidates.append(_literals(argument[2]))
+    candidates.append((run,))
+    best = max(candidates, key=lambda texts: min(map(len, texts), default=0))
+    return best if all(best) else ()
 
 
 def deciding(hits: Iterable[LogHit], errors: Iterable[LogLine]) -> tuple[LogHit, ...]:

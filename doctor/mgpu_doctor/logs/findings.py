@@ -40,7 +40,7 @@ def _finding(rule: Rule, reading: LogReading, hits: list[LogHit]) -> Finding:
     return Finding(
         code=rule.code,
         slug=rule.slug,
-        severity=rule.severity,
+        severity=min((hit.severity for hit in hits), key=lambda severity: severity.rank),
         message=f"{cause}.{who}",
         location=first.location,
         evidence=(Evidence(f"such a line is printed by {first.where}"), *further),

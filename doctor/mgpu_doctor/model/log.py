@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mgpu_doctor.model.finding import Severity
 from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.source import Location, Source, Span
 
@@ -38,6 +39,7 @@ class LogHit:
     start: int
     end: int
     weak: bool
+    severity: Severity
     where: str
     """The release that prints such a line, as the signature names it."""
 

@@ -31,13 +31,15 @@ class Signature:
 
     ``pattern`` is a regular expression searched in one line (colours, rank prefixes and time stamps taken off);
     ``where`` the release that prints it, and its source; ``line`` a line as it was really printed, which ``pattern``
-    must find. ``weak`` marks a line that fits other causes too and counts only when nothing better is seen.
+    must find. ``weak`` marks a line that fits other causes too and counts only when nothing better is seen;
+    ``severity`` is that of a finding which rests on this line, None for the rule's.
     """
 
     pattern: str
     where: str
     line: str
     weak: bool = False
+    severity: Severity | None = None
 
 
 @dataclass(frozen=True, slots=True)
