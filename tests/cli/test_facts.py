@@ -74,6 +74,27 @@ def test_check_takes_it_on_standard_input(run: Run, tmp_path: Path) -> None:
     assert json.loads(named.stdout.replace(b"f.json", b"<stdin>")) == json.loads(done.stdout)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc-per-node 3 --nnodes 2 train.py",
+        "RANK=0 accelerate launch --num_processes 2 -m llamafactory.train",
+        "deepspeed --num_gpus 2 -m train.py --deepspeed_config ds.json",
+    ],
+)
+def test_the_document_is_judged_as_the_machine_is(run: Run, tmp_path: Path, line: str) -> None:
+    (tmp_path / "train.py").write_text("")
+    (tmp_path / "facts.json").write_bytes(run("facts").stdout)
+    here, there = (
+        json.loads(run("check", "--format", "json", *more, "--cmd", line).stdout)
+        for more in ((), ("--facts", "facts.json"))
+    )
+    for part in ("findings", "skipped"):
+        assert [(item["code"], item.get("line")) for item in there[part]] == [
+            (item["code"], item.get("line")) for item in here[part]
+        ]
+
+
 def test_standard_input_that_holds_no_facts(run: Run) -> None:
     done = run("check", "--facts", "-", "--cmd", "true", stdin=b"")
     assert done.returncode == 2

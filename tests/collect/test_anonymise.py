@@ -185,6 +185,12 @@ def test_names_that_say_nothing_stay(tmp_path: Path) -> None:
     assert dump_facts(anonymised(facts, users=["root", ""], hosts=["localhost", ""])) == dump_facts(facts)
 
 
+def test_addresses_that_are_the_same_everywhere_stay(tmp_path: Path) -> None:
+    kept = {"lo": "127.0.0.1", "docker0": "172.17.0.3", "meta": "169.254.169.254", "lo6": "::1"}
+    facts = load(tmp_path / "facts.json", {"interfaces": {**kept, "ib0": "fe80::21e:67ff:fe0a:b0c"}})
+    assert anonymised(facts).interfaces == {**kept, "ib0": "fd00::1"}
+
+
 def test_names_of_whoever_asks(tmp_path: Path) -> None:
     data = {"paths": {"/gpfs/tcoil/job": None, "/tmp/kestrel12.lock": None, "/tmp/tcoils": None}}
     facts = anonymised(load(tmp_path / "facts.json", data), users=["tcoil"], hosts=["kestrel12"])

@@ -36,8 +36,9 @@ _ANYBODY = frozenset(
 _ANY_HOST = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "none", "null", "true", "false"})
 _ANY_DOMAIN = frozenset({"com", "org", "net", "edu", "gov", "io", "ai", "local", "internal", "svc", "cluster.local"})
 _PUBLIC = ("huggingface.co", "hf.co", "hf-mirror.com", "modelscope.cn", "modelscope.ai", "wandb.ai", "pytorch.org")
-_EVERYWHERE = ("255.", "172.17.")
-"""Beginnings of addresses that say nothing of a machine: masks, and the default network of Docker."""
+_EVERYWHERE = ("255.", "169.254.", "172.17.")
+"""Beginnings of addresses that say nothing of a machine: masks, links without a server, Docker's default network.
+Those of IPv6 links hold the number of a network card."""
 _LONG = 6
 """Letters from which a user's name is replaced inside longer words as well."""
 
@@ -143,7 +144,7 @@ class _StandIns:
             found = ipaddress.ip_address(text)
         except ValueError:
             return text
-        if found.is_loopback or found.is_unspecified or found.is_link_local or text.startswith(_EVERYWHERE):
+        if found.is_loopback or found.is_unspecified or text.startswith(_EVERYWHERE):
             return text
         count = self.number(f"ip{found.version}", str(found))
         return f"fd00::{count:x}" if found.version == 6 else f"10.{count >> 16 & 255}.{count >> 8 & 255}.{count & 255}"
