@@ -273,6 +273,12 @@ def test_a_fault_is_ascribed_to_its_gpu_however_the_address_is_written(address: 
     assert found(gpu_unhealthy, "CUDA_VISIBLE_DEVICES=0 python t.py", facts=facts) == ()
 
 
+def test_a_container_on_the_machine_may_get_any_of_its_gpus() -> None:
+    facts = {"gpus": [{"index": 0, "name": "a"}, {"index": 1, "name": "a", "remap_failed": True}]}
+    assert found(gpu_unhealthy, "docker run --gpus all img python t.py", facts=facts)
+    assert not found(gpu_unhealthy, "ssh gpu7 python t.py", facts=facts)
+
+
 def test_a_card_that_is_gone_is_named_by_its_address() -> None:
     facts = {
         "gpus": [{"index": 0, "name": "a", "pci_bus_id": "00000000:1A:00.0"}],

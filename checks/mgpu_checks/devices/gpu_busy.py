@@ -82,6 +82,7 @@ def find(case: Case) -> Iterator[Finding]:
         texts = []
         for one in found:
             who = _short(one.command) if isinstance(one.command, str) else "a process"
+            who += f" of {one.user}" if isinstance(one.user, str) else ""
             pid = f" (pid {one.pid})" if isinstance(one.pid, int) else ""
             memory = f"{one.memory_gib:.1f} GiB" if isinstance(one.memory_gib, (int, float)) else "memory"
             texts.append(f"GPU {one.gpu}: {who}{pid} holds {memory}")

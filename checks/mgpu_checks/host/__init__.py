@@ -105,12 +105,20 @@ def concerned_gpus(case: Case) -> tuple[Gpu, ...]:
     gpus = case.require(case.facts.gpus)
     if not case.launches:
         return gpus
+    if any(_in_local_container(launch) for launch in case.launches):
+        return gpus
     wanted: set[int] = set()
     for job in jobs(case):
         if job.physical is None:
             return gpus
         wanted |= job.physical
     return tuple(gpu for gpu in gpus if gpu.index in wanted)
+
+
+def _in_local_container(launch: Launch) -> bool:
+    """Whether a container on this machine gets GPUs of it, by numbers of its own."""
+    local = ENGINES | {"apptainer", "singularity"}
+    return any(wrapper.name.split()[0] in local for wrapper in launch.command.wrappers)
 
 
 def gpu_count(case: Case) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mgpu_checks.host import concerned_gpus
+from mgpu_checks.host import concerned_gpus, gpu_count
 from mgpu_doctor.authoring import (
     Case,
     Example,
@@ -66,7 +66,13 @@ RULE = Rule(
             },
         ),
         Example("one lane at work", facts=_one(pcie_width=1, pcie_width_max=16, utilization_percent=88)),
-        Example("a link that is down", facts={**_one(nvlinks=[True] * 17 + [False]), "nvswitch": True}),
+        Example(
+            "a link that is down",
+            facts={
+                "gpus": [{**_H100, "index": n, "nvlinks": [True] * 17 + [n == 0]} for n in (0, 1)],
+                "nvswitch": True,
+            },
+        ),
         Example("a card that NVML lost", facts={**_one(), "nvml_error": "GPU is lost"}),
     ),
     good=(
@@ -95,6 +101,7 @@ RULE = Rule(
                 ],
             },
         ),
+        Example("links of a single card", facts={**_one(nvlinks=[False] * 18), "nvswitch": True}),
         Example("a bridge on some links only", facts={**_one(nvlinks=[True, True, False]), "nvswitch": False}),
         Example(
             "another GPU than the chosen one",
@@ -285,7 +292,7 @@ def _lanes(gpu: Gpu, everybody: tuple[Gpu, ...]) -> _Fault | None:
 
 def _links(case: Case, gpu: Gpu) -> _Fault | None:
     links = gpu.nvlinks
-    if case.facts.nvswitch is not True or isinstance(links, Unknown) or not links or all(links):
+    if case.facts.nvswitch is not True or gpu_count(case) < 2 or isinstance(links, Unknown) or all(links):
         return None
     down = [at for at, up in enumerate(links) if not up]
     return _Fault(
