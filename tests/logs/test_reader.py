@@ -116,7 +116,17 @@ def test_memory_stays_flat() -> None:
 @given(st.text(alphabet="ab\n\r\x1bE[]:0 ror", max_size=400))
 def test_any_text_is_read_and_the_numbers_are_those_of_the_lines(text: str) -> None:
     log = reading(
-        text, Known("MGD999", re.compile("Error"), ("Error",), weak=False, where="test", severity=Severity.ERROR)
+        text,
+        Known(
+            "MGD999",
+            re.compile("Error"),
+            ("Error",),
+            weak=False,
+            where="test",
+            severity=Severity.ERROR,
+            line="BoomError: x",
+            line="BoomError: x",
+        ),
     )
     lines = text.encode().split(b"\n")
     for hit in log.hits:

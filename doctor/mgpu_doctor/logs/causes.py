@@ -35,7 +35,10 @@ AFTERMATH = frozenset({"MGD313", "MGD902", "MGD905", "MGD909"})
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """One signature of one rule, compiled. Every line it fits contains one of ``literals``, unless there are none."""
+    """One signature of one rule, compiled, with a line that it fits.
+
+    Every line it fits contains one of ``literals``, unless there are none.
+    """
 
     code: str
     search: re.Pattern[str]
@@ -43,6 +46,7 @@ class Known:
     weak: bool
     where: str
     severity: Severity
+    line: str
 
 
 def known_causes(checks: Iterable[Check]) -> tuple[Known, ...]:
@@ -55,6 +59,7 @@ def known_causes(checks: Iterable[Check]) -> tuple[Known, ...]:
             one.weak,
             one.where,
             one.severity or check.rule.severity,
+            one.line,
         )
         for check in checks
         for one in check.rule.signatures

@@ -135,8 +135,8 @@ def _pieces(stream: BinaryIO) -> Iterator[bytes]:
 
 def telling_words(known: Iterable[Known]) -> tuple[bytes, ...]:
     """What a line must hold one of to be looked at: the fewer words, the faster."""
-    own = {text.encode() for one in known for text in one.literals}
-    return (*TELLING, *sorted(text for text in own if not any(word in text for word in TELLING)))
+    own = (one.literals for one in known if not any(word in one.line.encode() for word in TELLING))
+    return (*TELLING, *sorted({text.encode() for texts in own for text in texts}))
 
 
 def _telling_lines(pieces: Iterable[bytes], words: tuple[bytes, ...], counter: _Counter) -> Iterator[tuple[int, bytes]]:
