@@ -19,7 +19,13 @@ from mgpu_doctor.model.log import LogReading
 
 LOGS = Path(__file__).parent.parent / "fixtures" / "logs"
 BOOM = Known(
-    "MGD999", re.compile(r"BoomError: (\w+)"), ("BoomError: ",), weak=False, where="test 1", severity=Severity.ERROR
+    "MGD999",
+    re.compile(r"BoomError: (\w+)"),
+    ("BoomError: ",),
+    weak=False,
+    where="test 1",
+    severity=Severity.ERROR,
+    line="BoomError: x",
 )
 
 
