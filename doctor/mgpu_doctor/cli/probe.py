@@ -22,6 +22,8 @@ DEADLINE_S = 60.0
 
 MOST_PROCESSES = 64
 
+_USUAL_WIDTH = 80
+
 
 def run(given: Given) -> int:
     """Probe this machine, or a command on it; or show a probe that was saved."""
@@ -136,9 +138,9 @@ def _launch(case: Case) -> Launch:
 def _fitting(text: str) -> str:
     """A text that leaves room for the dots on one line of the terminal: a wrapped line could not be taken away."""
     try:
-        width = os.get_terminal_size(sys.stderr.fileno()).columns
+        width = os.get_terminal_size(sys.stderr.fileno()).columns or _USUAL_WIDTH
     except (OSError, ValueError):
-        width = 80
+        width = _USUAL_WIDTH
     return text if len(text) <= width - 4 else text[: max(width - 5, 1)] + "…"
 
 

@@ -38,6 +38,7 @@ class Waiting:
         """Take the line away; nothing is shown from here on."""
         self._done = True
         if self._shown:
+            self._shown = False
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
