@@ -546,6 +546,32 @@ def test_accelerates_own_fsdp_asks_as_well() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("packages", "broken"),
+    [
+        ({"torch": "2.4.0", "deepspeed": "0.14.0"}, True),
+        ({"torch": "2.4.1+cu121", "deepspeed": "0.14.3"}, True),
+        ({"torch": "2.4.1+cu121", "deepspeed": "0.14.4"}, False),
+        ({"torch": "2.3.1+cu121", "deepspeed": "0.12.6"}, False),
+        ({"accelerate": "0.31.0", "peft": "0.15.2"}, True),
+        ({"accelerate": "0.34.2", "peft": "0.15.2"}, False),
+        ({"accelerate": "0.31.0", "peft": "0.14.0"}, False),
+    ],
+)
+def test_names_that_one_package_imports_from_another(packages: dict[str, str], broken: bool) -> None:
+    assert bool(found(version_out_of_range, None, facts={"packages": packages})) is broken
+
+
+@EVERYWHERE
+def test_the_torch_of_today_lacks_what_old_deepspeeds_import(environment: str) -> None:
+    site = site_packages_of(environment)
+    assert site is not None
+    source = (site / "torch/distributed/elastic/agent/server/api.py").read_text(encoding="utf-8")
+    assert not re.search(r"^log\b|def _get_socket_with_port", source, re.MULTILINE)
+    memory = (site / "accelerate/utils/memory.py").read_text(encoding="utf-8")
+    assert "def clear_device_cache" in memory
+
+
 @pytest.mark.parametrize("value", ["1", "true", "y", "TRUE"])
 def test_the_switch_of_llamafactorys_check_is_honoured(value: str) -> None:
     facts = {"packages": {"torch": "2.6.0", "llamafactory": "0.9.3", "transformers": "4.55.0"}}

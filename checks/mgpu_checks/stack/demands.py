@@ -32,6 +32,7 @@ class Demand:
 _ERROR = "ImportError: {wanted} is required for a normal functioning of this module, but found {found}"
 _TRAINER = "ImportError: Using the `Trainer` with `PyTorch` requires `{wanted}`"
 _DISABLED = "Disabling PyTorch because PyTorch >= {least} is required but found {version}"
+_NAME = "ImportError: cannot import name {name!r}"
 _FSDP = "ValueError: FSDP requires PyTorch >= {least}"
 
 _LLAMAFACTORY_08 = {
@@ -128,6 +129,14 @@ DEMANDS: tuple[Demand, ...] = (
     # transformers 4.28.1, 4.30.2 and 4.33.3 … 5.23.0, integrations/deepspeed.py HfDeepSpeedConfig.
     Demand("transformers", (4, 28, 1), (4, 33, 3), "deepspeed", ">=0.8.3", "deepspeed", _ERROR),
     Demand("transformers", (4, 33, 3), None, "deepspeed", ">=0.9.3", "deepspeed", _ERROR),
+    # deepspeed 0.9.5 … 0.14.0 import log, 0.14.1 … 0.14.3 _get_socket_with_port from
+    # torch.distributed.elastic.agent.server.api (elasticity/elastic_agent.py); torch 2.3.1 has both, 2.4.0 neither.
+    Demand("deepspeed", (0, 9, 5), (0, 14, 1), "torch", "<2.4.0", "import", _NAME.format(name="log")),
+    Demand(
+        "deepspeed", (0, 14, 1), (0, 14, 4), "torch", "<2.4.0", "import", _NAME.format(name="_get_socket_with_port")
+    ),
+    # peft 0.15.2, 0.16.0 and 0.18.1, utils/loftq_utils.py; accelerate 0.31.0 lacks it, 0.32.1 has it.
+    Demand("peft", (0, 15, 2), None, "accelerate", ">=0.32.0", "import", _NAME.format(name="clear_device_cache")),
     # accelerate 0.20.3, 0.21.0 … 0.24.1, 0.25.0 … 0.33.0 and 0.34.2 … 1.15.0, accelerator.py Accelerator.__init__()
     # and utils/constants.py FSDP_PYTORCH_VERSION.
     Demand("accelerate", (0, 20, 3), (0, 21, 0), "torch", ">=1.12.0", "fsdp", _FSDP),

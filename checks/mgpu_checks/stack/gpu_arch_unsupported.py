@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mgpu_checks.stack import failing, shown_gpus, torch_cuda, users, version
 from mgpu_checks.stack.torch_builds import built_archs, install_command, runs
-from mgpu_doctor.authoring import Case, Example, Finding, Fix, Reference, Rule, Severity, Signature, report
+from mgpu_doctor.authoring import Case, Example, Finding, Fix, Reference, Rule, Severity, Signature, Unknown, report
 
 _RTX_5090 = {"gpus": [{"index": 0, "name": "NVIDIA GeForce RTX 5090", "compute_capability": "12.0"}]}
 _H100 = {"gpus": [{"index": 0, "name": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0"}]}
@@ -65,6 +65,10 @@ RULE = Rule(
             "pytorch/builder, release/1.11 … release/2.5, manywheel/build_cuda.sh",
             "TORCH_CUDA_ARCH_LIST of the wheels for each CUDA version; none has PTX",
         ),
+        Reference(
+            "pytorch 2.9 and 2.13.0, .ci/manywheel/build_cuda.sh and cuda/__init__.py",
+            "the wheels for CUDA 12.8, 12.9 and 13.0 hold sm_100 and sm_120, that for 12.6 does not",
+        ),
         Reference("torch 2.13.0, cuda/__init__.py PYTORCH_RELEASES_CODE_CC", "architectures of the wheels of 2.13"),
         Reference(
             "torch 2.13.0, cuda/__init__.py DEVICE_REQUIREMENT and _check_capability()",
@@ -113,7 +117,13 @@ def find(case: Case) -> Iterator[Finding]:
         if not gpus:
             continue
         install = install_command(case, torch, gpus)
-        fix = Fix("install a build of torch that holds code for it", commands=(install,) if install else ())
+        newest = any(
+            not isinstance(gpu.compute_capability, Unknown) and gpu.compute_capability[0] >= 10 for gpu in gpus
+        )
+        title = (
+            "install a torch for CUDA 12.8 or newer" if newest else "install a build of torch that holds code for it"
+        )
+        fix = Fix(title, commands=(install,) if install else ())
         yield report(
             RULE,
             f"torch {torch} holds code for {', '.join(archs)} and none for {shown_gpus(gpus)}: the first kernel fails "

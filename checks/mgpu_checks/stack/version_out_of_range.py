@@ -82,6 +82,12 @@ RULE = Rule(
             {"packages": {"torch": "2.6.0", "llamafactory": "0.9.3", "transformers": "4.52.4", "deepspeed": "0.17.2"}},
         ),
         Example(
+            "an old DeepSpeed and a new torch",
+            "deepspeed --num_gpus 8 ft.py --deepspeed ds.json",
+            {"ft.py": _TRAINER, "ds.json": "{}"},
+            {"packages": {"torch": "2.4.1+cu121", "deepspeed": "0.14.0", "transformers": "4.45.2"}},
+        ),
+        Example(
             "declared in metadata",
             facts={
                 "packages": {"torch": "2.4.1+cu121", "vllm": "0.6.3"},
@@ -199,6 +205,15 @@ RULE = Rule(
             "transformers 4.36.2, training_args.py __post_init__()",
             "--fsdp sets ACCELERATE_USE_FSDP, which makes accelerate ask",
         ),
+        Reference(
+            "deepspeed 0.9.5, 0.14.0, 0.14.1 and 0.14.3, elasticity/elastic_agent.py; torch 2.3.1 and 2.4.0, "
+            "distributed/elastic/agent/server/api.py",
+            "imports log or _get_socket_with_port, which torch 2.4.0 no longer has; not so from 0.14.4 on",
+        ),
+        Reference(
+            "peft 0.15.2, utils/loftq_utils.py; accelerate 0.31.0, utils/memory.py",
+            "imports clear_device_cache, which this accelerate does not have",
+        ),
         Reference("torchvision 0.15.2 … 0.24.1, metadata", "each is built against one release of torch (torch==2.4.1)"),
     ),
     fix="install versions that go together",
@@ -224,6 +239,18 @@ RULE = Rule(
             r"Disabling PyTorch because PyTorch >= \S+ is required but found",
             "transformers 5.0.0, utils/import_utils.py is_torch_available()",
             "Disabling PyTorch because PyTorch >= 2.2 is required but found 2.1.2+cu121",
+        ),
+        Signature(
+            r"cannot import name '(?:log|_get_socket_with_port)' from 'torch\.distributed\.elastic\.agent\.server",
+            "deepspeed 0.14.0 and 0.14.1, elasticity/elastic_agent.py, with torch 2.4.0",
+            "ImportError: cannot import name 'log' from 'torch.distributed.elastic.agent.server.api' "
+            "(/opt/env/lib/python3.10/site-packages/torch/distributed/elastic/agent/server/api.py)",
+        ),
+        Signature(
+            r"cannot import name 'clear_device_cache' from 'accelerate\.utils\.memory'",
+            "peft 0.15.2, utils/loftq_utils.py, with accelerate 0.31.0",
+            "ImportError: cannot import name 'clear_device_cache' from 'accelerate.utils.memory' "
+            "(/opt/env/lib/python3.10/site-packages/accelerate/utils/memory.py)",
         ),
         Signature(
             r"DeepSpeed version must be >= ",
@@ -318,6 +345,7 @@ def _used(launch: Launch | None, packages: Mapping[str, str]) -> Iterator[str]:
     program = launch.target.program
     framework = launch.target.framework
     trains = trains_with_arguments(launch)
+    engine = launch.engine.known
     for name in DECLARING:
         if name not in packages:
             continue
@@ -325,6 +353,7 @@ def _used(launch: Launch | None, packages: Mapping[str, str]) -> Iterator[str]:
         imported = not isinstance(program, Unknown) and program.imports_any(module)
         with_framework = framework in (name, module) or (framework == "llamafactory" and name in _LLAMAFACTORY_USES)
         launched = any(layer.launcher == name for layer in launch.layers)
+        launched = launched or (engine is not None and engine.name == name)
         if imported or with_framework or launched or (trains and name in ("transformers", "accelerate")):
             yield name
 
@@ -369,6 +398,8 @@ def _demanded(launch: Launch | None, demand: Demand, version: str, found: str) -
     says = demand.says.format(wanted=wanted, found=f"{demand.needs}=={found}", version=found, least=least)
     early = " (a pre-release is older than its release)" if is_before(found, *numbers(found)) else ""
     effect = "models cannot be loaded" if says.startswith("Disabling") else "it stops at its start"
+    if "cannot import" in says:
+        effect = "importing it fails"
     wanted_here = f"{demand.of} {version} wants {demand.needs} {demand.specifiers}"
     if demand.when.startswith("fsdp"):
         wanted_here = f"FSDP with {demand.of} {version} wants {demand.needs} {demand.specifiers}"
