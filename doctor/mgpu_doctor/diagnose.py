@@ -88,14 +88,25 @@ def diagnose(
     knowledge = _knowledge(facts)
     launches = resolve_launches(scripts, facts, knowledge, workspace)
     facts = _look_at_ports(facts, launches)
-    case = Case(sources, scripts, launches, facts, workspace, knowledge, request.mode, request.observation)
+    mode = "check" if request.mode == "probe" else request.mode
+    case = Case(sources, scripts, launches, facts, workspace, knowledge, mode, request.observation)
     if observe is not None:
         case = replace(case, observation=observe(case))
     if registry is None:
         registry = load_checks()
-    checks = tuple(check for check in registry.checks if settings.selects(check.rule.code, check.rule.slug))
+    checks = _selected(registry, settings, case)
     outcomes = _explained(case, checks, examine(case, checks))
     return _report(request, settings, case, outcomes, (*problems, *registry.problems), unread)
+
+
+def _selected(registry: Registry, settings: Settings, case: Case) -> tuple[Check, ...]:
+    """The checks that are wanted and have something to look at: what only a run or a log shows needs one."""
+    looked_at = {"case", "run"} if case.observation is not None else {"case"}
+    return tuple(
+        check
+        for check in registry.checks
+        if settings.selects(check.rule.code, check.rule.slug) and not looked_at.isdisjoint(check.rule.seen)
+    )
 
 
 def _require_directory(directory: str) -> None:
@@ -219,14 +230,14 @@ def _look_closer(facts: Facts, scripts: tuple[Script, ...], request: Request) ->
         return facts
     from mgpu_doctor.collect.machine import this_machine
 
-    return this_machine(python=request.python or _chosen_interpreter(scripts, request.directory))
-
-
-def _chosen_interpreter(scripts: tuple[Script, ...], directory: str) -> str | Unknown | None:
-    """The interpreter that the commands themselves choose (``source …/activate``, ``uv run``); None for PATH's."""
+    if request.python is not None:
+        return this_machine(python=request.python)
     from mgpu_doctor.collect.activation import chosen_interpreter
 
-    return chosen_interpreter((command for script in scripts for command in script.commands), os.environ, directory)
+    commands = (command for script in scripts for command in script.commands)
+    chosen = chosen_interpreter(commands, os.environ, request.directory)
+    found = this_machine(python=chosen.python, path=chosen.path)
+    return found if chosen.toolkit is None else replace(found, cuda_home=chosen.toolkit, nvcc=chosen.toolkit)
 
 
 def _knowledge(facts: Facts) -> Knowledge:

@@ -65,7 +65,7 @@ def _case(readings: tuple[LogReading, ...]) -> Case:
 
 
 def _looks_at_logs(check: Check) -> bool:
-    return bool(check.rule.signatures) or check.rule.logs
+    return bool(check.rule.signatures) or "log" in check.rule.seen
 
 
 def _outcome(outcome: Outcome, found: Iterable[Finding]) -> Outcome:

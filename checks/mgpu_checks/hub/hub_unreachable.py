@@ -91,6 +91,7 @@ RULE = Rule(
             weak=True,
         ),
     ),
+    seen=("log",),
 )
 
 

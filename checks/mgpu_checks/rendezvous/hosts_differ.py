@@ -45,6 +45,7 @@ RULE = Rule(
             "10.0.3.18: bash: line 1: cd: /data/run/src: No such file or directory",
         ),
     ),
+    seen=("log",),
 )
 
 

@@ -55,6 +55,7 @@ RULE = Rule(
             "KeyError: 'PDSH_SSH_ARGS_APPEND'",
         ),
     ),
+    seen=("log",),
 )
 
 

@@ -43,7 +43,7 @@ RULE = Rule(
         ),
     ),
     fix="look at the first error of the rank that failed first; run again with NCCL_DEBUG=INFO if it tells nothing",
-    logs=True,
+    seen=("log",),
 )
 
 COLLECT = (

@@ -76,6 +76,7 @@ RULE = Rule(
         ),
     ),
     fix="Take out of use what does not carry the data",
+    seen=("run",),
 )
 
 

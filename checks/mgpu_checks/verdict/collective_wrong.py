@@ -59,6 +59,7 @@ RULE = Rule(
         ),
     ),
     fix="Switch off what brings the wrong data; have the cards looked at",
+    seen=("run",),
 )
 
 

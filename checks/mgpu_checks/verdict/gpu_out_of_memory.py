@@ -57,6 +57,7 @@ RULE = Rule(
             "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         ),
     ),
+    seen=("log",),
 )
 
 

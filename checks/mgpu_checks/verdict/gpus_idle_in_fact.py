@@ -69,6 +69,7 @@ RULE = Rule(
         ),
     ),
     fix="Start a rank for each GPU, or leave the GPUs to others",
+    seen=("run",),
 )
 
 

@@ -93,6 +93,7 @@ RULE = Rule(
             "run.sh: line 3: 18971 Killed                  python train.py",
         ),
     ),
+    seen=("log",),
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from statistics import median, median_low
 
 from mgpu_checks.verdict import MOST_LINES, place_of, probed, seen_in, subject_of
 from mgpu_doctor.authoring import (
@@ -69,6 +68,7 @@ RULE = Rule(
         ),
     ),
     fix="Find out what the GPUs share: CPU cores, power, other jobs",
+    seen=("run",),
 )
 
 
@@ -84,10 +84,10 @@ def find(case: Case) -> Iterator[Finding]:
     if len(timed) < 2:
         case.require(_untimed(ranks))
         return
-    factor = median_low(factor for _, factor in timed)
+    factor = observed.lower_middle(factor for _, factor in timed)
     if factor < _CONTENDED:
         return
-    alone = median(rank.solo_ms for rank, _ in timed if isinstance(rank.solo_ms, float | int))
+    alone = observed.middle(rank.solo_ms for rank, _ in timed if isinstance(rank.solo_ms, float | int))
     yield report(
         RULE,
         f"With all {len(ranks)} GPUs at work the same matrix product takes {factor:.1f} times as long as with one "

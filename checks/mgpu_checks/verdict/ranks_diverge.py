@@ -55,6 +55,7 @@ RULE = Rule(
             "CollectiveFingerPrint(SequenceNumber=3, OpType=BARRIER)",
         ),
     ),
+    seen=("log",),
 )
 
 

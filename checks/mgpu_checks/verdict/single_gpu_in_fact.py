@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from statistics import median_low
 
 from mgpu_checks.verdict import each_rank, place_of, probed, seen_in, subject_of
 from mgpu_doctor.authoring import (
@@ -88,6 +87,7 @@ RULE = Rule(
             "configuration.",
         ),
     ),
+    seen=("run",),
 )
 
 
@@ -113,7 +113,7 @@ def _slowed(ranks: tuple[RankSeen, ...]) -> str:
     factors = [factor for rank in ranks if (factor := observed.contention(rank)) is not None]
     if not factors:
         return ""
-    return f"; the same work takes {median_low(factors):.1f} times as long as alone"
+    return f"; the same work takes {observed.lower_middle(factors):.1f} times as long as alone"
 
 
 def _fix(ranks: tuple[RankSeen, ...]) -> Fix:

@@ -65,6 +65,7 @@ RULE = Rule(
         ),
     ),
     fix="Find what turned the launch into one process: visible GPUs, the configuration file, the place of the options",
+    seen=("run",),
 )
 
 

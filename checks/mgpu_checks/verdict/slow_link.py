@@ -82,6 +82,7 @@ RULE = Rule(
         ),
     ),
     fix="Take away what keeps NCCL from the direct way",
+    seen=("run",),
 )
 
 

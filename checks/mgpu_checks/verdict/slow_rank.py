@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from statistics import median
 
 from mgpu_checks.verdict import place_of, probed, seen_in, subject_of
 from mgpu_doctor.authoring import (
@@ -74,6 +73,7 @@ RULE = Rule(
         ),
     ),
     fix="Look at the slow card: temperature, clocks, power, other processes, its PCIe link",
+    seen=("run",),
 )
 
 
@@ -89,7 +89,7 @@ def find(case: Case) -> Iterator[Finding]:
         case.require(untimed)
         return
     for rank, time in timed:
-        others = median(other for peer, other in timed if peer is not rank)
+        others = observed.middle(other for peer, other in timed if peer is not rank)
         if time >= _SLOW * others:
             yield _finding(case, seen, rank, time, others, of_two=len(timed) == 2)
 

@@ -86,8 +86,9 @@ class Rule:
     """Whether firing examples that carry edits are silenced by applying them (tested)."""
     signatures: tuple[Signature, ...] = ()
     """What a run that died of this cause leaves in its output."""
-    logs: bool = False
-    """Whether ``find`` looks at ``case.logs`` itself; signatures need no such code."""
+    seen: tuple[str, ...] = ("case",)
+    """What ``find`` looks at: ``case`` (commands, files, the machine), ``run`` (what a probe or a watched run saw) or
+    ``log`` (``case.logs``; signatures need no such code). Without any of these the rule is left out, not passed."""
 
 
 @dataclass(frozen=True, slots=True)
