@@ -227,7 +227,7 @@ def _not_a_directory(case: Case, launch: Launch, name: str, path: str, place: Lo
 
 
 def _forbidden(case: Case, name: str, path: str, place: Location, storage: Storage) -> Finding | None:
-    if storage.writable is not False or case.facts.variable("USER") == "root":
+    if storage.writable is not False:
         return None
     mode = f" ({storage.mode})" if isinstance(storage.mode, str) else ""
     if storage.kind == "file" and not storage.is_whole:
@@ -236,16 +236,19 @@ def _forbidden(case: Case, name: str, path: str, place: Location, storage: Stora
         message = f"{path}, the {name}, may not be written to{mode}: the first checkpoint ends with Permission denied."
     else:
         message = f"{path}, the {name}, cannot be made: {storage.existing}{mode} may not be written to."
-    # Of another machine a directory in between may be there that nobody has mentioned.
-    sure = storage.is_whole or case.facts.origin == "this machine"
     return report(
         RULE,
         message,
         place,
         subject=path,
-        severity=Severity.ERROR if sure else Severity.WARNING,
+        severity=_severity(case, storage),
         fix=Fix("name a directory of your own"),
     )
+
+
+def _severity(case: Case, storage: Storage) -> Severity:
+    """Of another machine, a directory in between may be there that nobody has mentioned, with rights of its own."""
+    return Severity.ERROR if storage.is_whole or case.facts.origin == "this machine" else Severity.WARNING
 
 
 def _full(
@@ -260,6 +263,7 @@ def _full(
             f"{free * 1024:.0f} MiB are free at {storage.existing}, where the {name} lies: nothing can be saved there.",
             place,
             subject=storage.existing,
+            severity=_severity(case, storage),
             fix=Fix("free some room, or name a directory on another disk"),
         )
     needed = _weights_gib(case, launch, given, name)
@@ -271,6 +275,7 @@ def _full(
         "lies: the first save fails.",
         place,
         subject=storage.existing,
+        severity=_severity(case, storage),
         evidence=("without the optimizer's state, which a checkpoint of a full training holds as well",),
         fix=Fix("name a directory on a larger disk"),
     )

@@ -247,3 +247,33 @@ def earlier_commands(case: Case, launch: Launch) -> Iterator[Command]:
             if other.source is command.source and other.span.start < command.span.start:
                 yield other
         command = command.called_from
+
+
+THIS_MACHINE = "this machine"
+"""The origin of facts that were looked up here, for the environment that the commands themselves choose."""
+
+_ENVIRONMENT_CHANGERS = frozenset(
+    {"source", ".", "conda", "mamba", "micromamba", "module", "ml", "spack", "eval", "pyenv", "workon", "pixi"}
+)
+_INSTALLERS = frozenset({"pip", "pip3", "uv", "poetry", "pdm", "pipenv", "apt", "apt-get", "conda", "mamba"})
+
+
+def changes_environment(case: Case, launch: Launch) -> bool:
+    """Whether a command above may put another environment first on PATH than the one that the facts describe.
+
+    Facts of this machine are those of the environment that the commands choose; facts of another are not.
+    """
+    if case.facts.origin == THIS_MACHINE:
+        return False
+    return any((command.name or "") in _ENVIRONMENT_CHANGERS for command in earlier_commands(case, launch))
+
+
+def installs_before(case: Case, launch: Launch) -> bool:
+    """Whether a command above may install packages."""
+    for command in earlier_commands(case, launch):
+        words = [word.value for word in command.words[:5]]
+        if "install" in words or "sync" in words:
+            name = (command.name or "").rsplit("/", 1)[-1]
+            if name in _INSTALLERS or name.startswith("python"):
+                return True
+    return False

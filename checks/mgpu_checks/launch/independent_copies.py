@@ -18,6 +18,7 @@ from mgpu_doctor.authoring import (
     Rule,
     Severity,
     Unknown,
+    is_before,
     observed,
     report,
 )
@@ -42,6 +43,18 @@ RULE = Rule(
     ),
     bad=(
         Example("plain python under mpirun", "mpirun -np 4 python predict.py", files={"predict.py": _ALONE}),
+        Example(
+            "a Trainer with DeepSpeed, for which mpirun sets no LOCAL_RANK",
+            "mpirun -np 4 python train.py --deepspeed z2.json --output_dir out",
+            files={
+                "train.py": (
+                    "from transformers import HfArgumentParser, Trainer, TrainingArguments\n\n"
+                    "(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()\n"
+                    "Trainer(model, args).train()\n"
+                ),
+                "z2.json": '{"zero_optimization": {"stage": 2}}\n',
+            },
+        ),
         Example("plain python under srun", "srun --ntasks=4 python predict.py", files={"predict.py": _ALONE}),
         Example(
             "seen: two processes, each of which is alone",
@@ -78,6 +91,11 @@ RULE = Rule(
         Reference(
             "accelerate 1.7.0, state.py PartialState._prepare_backend()",
             "under mpirun an Accelerator finds its rank in OMPI_COMM_WORLD_RANK or PMI_RANK, for CPUs",
+        ),
+        Reference(
+            "accelerate 0.30.1, 1.0.1, 1.7.0, 1.15.0, state.py PartialState.__init__(); transformers 4.40.0 and 4.52.4, "
+            "training_args.py _setup_devices()",
+            "DeepSpeed is set up only where LOCAL_RANK is set, and with auto_mpi_discovery=False",
         ),
     ),
     fix="Start one launcher for each node",
@@ -116,7 +134,7 @@ def _said(case: Case) -> Iterator[Finding]:
         if count is None or count < 2:
             continue
         if not _are_copies(launch):
-            yield from _cpu_group(launch, count)
+            yield from _cpu_group(case, launch, count)
             yield from _without_gpus(launch, count)
             continue
         layer = _starter(launch)
@@ -129,7 +147,7 @@ def _said(case: Case) -> Iterator[Finding]:
         )
 
 
-def _cpu_group(launch: Launch, count: int) -> Iterator[Finding]:
+def _cpu_group(case: Case, launch: Launch, count: int) -> Iterator[Finding]:
     """An Accelerator or Trainer under mpirun: what group it makes, it makes of CPUs."""
     layer, program = _starter(launch), launch.target.program
     if layer is None or layer.launcher not in _STARTERS or isinstance(program, Unknown):
@@ -139,14 +157,19 @@ def _cpu_group(launch: Launch, count: int) -> Iterator[Finding]:
     ):
         return
     seen = program.first("trainer", "accelerator")
+    engine = launch.engine.known
+    # DeepSpeed's ZeRO is for GPUs, and since 4.40 at the latest the Trainer does not ask MPI for it.
+    for_gpus = engine is not None and engine.name == "deepspeed"
+    version = case.facts.package_version("transformers")
+    sure = for_gpus and isinstance(version, str) and is_before(version, 4, 40) is False
     if seen is None or next(source_matches(program, _READS_MPI), None) is not None:
         return
     yield report(
         RULE,
         f"{layer.launcher} starts {count} processes without LOCAL_RANK: {seen.detail} makes at most a group of CPUs of "
-        "them, none of GPUs",
+        "them, none of GPUs" + (", and DeepSpeed is not used" if sure else ""),
         launch.command.locate(layer.span),
-        severity=Severity.ADVICE,
+        severity=Severity.WARNING if sure else Severity.ADVICE,
         related=[Evidence(seen.detail, program.locate(seen))],
         fix=Fix("Start torchrun or accelerate once on each node, instead of python in every task"),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from mgpu_checks.launch import changes_environment
 from mgpu_doctor.authoring import (
     Case,
     Evidence,
@@ -28,6 +29,7 @@ _MODULES = {
     "deepspeed": "deepspeed.launcher.runner",
     "llamafactory-cli": "llamafactory.cli",
 }
+_OWNER = {"torchrun": "torch", "accelerate": "accelerate", "deepspeed": "deepspeed", "llamafactory-cli": "llamafactory"}
 _OTHERS = pattern(r"/(?:envs?|\.?venv|virtualenvs|\.local|(?:ana|mini)conda3?|miniforge3?|mambaforge)/")
 """Directories that hold the commands of an environment of their own."""
 
@@ -56,6 +58,22 @@ RULE = Rule(
             "torchrun --nproc-per-node 4 train.py",
             files={"train.py": "import torch\n"},
             facts=_OTHER,
+        ),
+        Example(
+            "conda's base finds the copy of another environment first",
+            "torchrun --nproc-per-node 4 train.py",
+            files={"train.py": "import torch\n"},
+            facts={
+                "which": {"torchrun": "/opt/conda/envs/old/bin/torchrun"},
+                "shebangs": {"/opt/conda/envs/old/bin/torchrun": "#!/opt/conda/envs/old/bin/python3.9"},
+                "python": {"executable": "/opt/conda/bin/python", "prefix": "/opt/conda"},
+            },
+        ),
+        Example(
+            "uv run in a project whose environment has no torch",
+            "uv run torchrun --nproc-per-node 4 train.py",
+            files={"train.py": "import torch\n", "pyproject.toml": "[project]\nname = 'x'\n"},
+            facts={**_OTHER, "python": {"executable": "/work/x/.venv/bin/python", "prefix": "/work/x/.venv"}},
         ),
         Example(
             "the torchrun that llamafactory-cli starts",
@@ -95,6 +113,34 @@ RULE = Rule(
             "python -m takes the active interpreter",
             "python -m torch.distributed.run --nproc-per-node 4 train.py",
             files={"train.py": "import torch\n"},
+            facts=_OTHER,
+        ),
+        Example(
+            "the system's interpreter by its other path",
+            "torchrun --nproc-per-node 4 train.py",
+            files={"train.py": "import torch\n"},
+            facts={
+                "which": {"torchrun": "/usr/bin/torchrun"},
+                "shebangs": {"/usr/bin/torchrun": "#!/bin/python3"},
+                "python": {"executable": "/usr/bin/python3", "prefix": "/usr"},
+            },
+        ),
+        Example(
+            "another environment is activated first",
+            "source /opt/env/bin/activate && torchrun --nproc-per-node 4 train.py",
+            files={"train.py": "import torch\n"},
+            facts=_OTHER,
+        ),
+        Example(
+            "conda run looks in the environment that it is told",
+            "conda run -n env torchrun --nproc-per-node 4 train.py",
+            files={"train.py": "import torch\n"},
+            facts=_OTHER,
+        ),
+        Example(
+            "the project's environment has a torchrun of its own",
+            "uv run torchrun --nproc-per-node 4 train.py",
+            files={"train.py": "import torch\n", ".venv/bin/torchrun": "#!/work/.venv/bin/python\n"},
             facts=_OTHER,
         ),
         Example(
@@ -138,12 +184,36 @@ def find(case: Case) -> Iterator[Finding]:
     if case.mode == "lint" or prefix is None:
         return
     for launch in case.launches:
-        if launch.command.variable("PATH") is not None:
+        if launch.command.variable("PATH") is not None or _looks_elsewhere(launch) or changes_environment(case, launch):
             continue
         for layer in launch.layers:
-            finding = _judge(case, launch, layer, prefix)
+            finding = None if _in_project(case, launch, layer) else _judge(case, launch, layer, prefix)
             if finding is not None:
                 yield finding
+
+
+_HARMLESS = frozenset({"nohup", "time", "env", "exec", "stdbuf", "timeout", "uv run", "srun", "numactl", "nice"})
+"""Wrappers behind which the same PATH counts (``uv run`` puts the project's environment in front of it)."""
+
+
+def _looks_elsewhere(launch: Launch) -> bool:
+    """Whether a wrapper starts the launcher in a container, on another machine or in an environment of its own."""
+    return any(wrapper.name not in _HARMLESS for wrapper in launch.command.wrappers)
+
+
+def _in_project(case: Case, launch: Launch, layer: Layer) -> bool:
+    """Whether ``uv run`` finds or installs the launcher in the project's environment, not on PATH."""
+    if not any(wrapper.name == "uv run" for wrapper in launch.command.wrappers):
+        return False
+    directory = launch.command.directory
+    if case.workspace.kind(f".venv/bin/{layer.launcher}", directory) == "file":
+        return True
+    declared = case.workspace.read("pyproject.toml", "config", directory)
+    # It installs what the project requires before it starts anything.
+    return (
+        not isinstance(declared, Unknown)
+        and pattern(_OWNER.get(layer.launcher, "torch")).search(declared.text) is not None
+    )
 
 
 def _prefix(case: Case) -> str | None:
@@ -167,12 +237,12 @@ def _judge(case: Case, launch: Launch, layer: Layer, prefix: str) -> Finding | N
         return None
     line = None if isinstance(shebangs, Unknown) else shebangs.get(path)
     if line is None:
-        if _inside(path, prefix) or not _OTHERS.search(path):
+        if _belongs(case, path, prefix) or not _OTHERS.search(path):
             return None
         outcome = f"lies in another environment than {prefix}"
     else:
         interpreter = _interpreter(line)
-        same = interpreter is None or _inside(interpreter, prefix) or interpreter == case.facts.python.executable
+        same = interpreter is None or _belongs(case, interpreter, prefix) or interpreter == case.facts.python.executable
         if same:
             return None
         outcome = f"uses {interpreter}, not the interpreter of {prefix}"
@@ -197,5 +267,22 @@ def _interpreter(line: str | None) -> str | None:
     return found.group(1)
 
 
-def _inside(path: str, prefix: str) -> bool:
-    return path.startswith(prefix.rstrip("/") + "/")
+def _belongs(case: Case, path: str, prefix: str) -> bool:
+    """Whether a program in ``bin`` belongs to the environment itself, not to one that lies below it as conda's do."""
+    at, found, _ = path.rpartition("/bin/")
+    if not found:
+        return True
+    if _plain(at) == _plain(prefix):
+        return True
+    here, there = case.workspace.resolve(at or "/"), case.workspace.resolve(prefix)
+    if isinstance(here, Unknown) or isinstance(there, Unknown):
+        # The system's directories are links to those below /usr on most machines.
+        return False
+    return here == there
+
+
+def _plain(directory: str) -> str:
+    """A directory without a slash at its end; ``/`` and ``/usr`` are one, as ``/bin`` is a link to ``/usr/bin``."""
+    return (
+        directory.rstrip("/").removeprefix("/usr") if directory.rstrip("/") in {"", "/usr"} else directory.rstrip("/")
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mgpu_checks.launch import THIS_MACHINE, changes_environment, installs_before
 from mgpu_doctor.authoring import (
     Case,
     Example,
@@ -28,7 +29,6 @@ _OWNERS = {
     "lmf": "llamafactory",
     "swift": "ms-swift",
 }
-_THIS_MACHINE = "this machine"
 
 RULE = Rule(
     code="MGD113",
@@ -54,6 +54,12 @@ RULE = Rule(
             },
         ),
         Example(
+            "neither the command nor its package",
+            "deepspeed --num_gpus 2 train.py",
+            files={"train.py": "import torch\n"},
+            facts={"which": {"python": "/opt/conda/bin/python"}, "packages": {"torch": "2.6.0"}},
+        ),
+        Example(
             "the path that is given leads nowhere",
             "./env/bin/torchrun --nproc-per-node 2 train.py",
             files={"train.py": "import torch\n"},
@@ -74,6 +80,18 @@ RULE = Rule(
                 "which": {"deepspeed": "/opt/env/bin/deepspeed"},
                 "paths": {"/opt/env/bin/deepspeed": {"mode": "-rwxr-xr-x"}},
             },
+        ),
+        Example(
+            "another environment is activated first",
+            "conda activate train\ndeepspeed --num_gpus 2 train.py",
+            files={"train.py": "import torch\n"},
+            facts={"which": {"python": "/opt/conda/bin/python"}, "packages": {"torch": "2.6.0"}},
+        ),
+        Example(
+            "it is installed first",
+            "pip install deepspeed\ndeepspeed --num_gpus 2 train.py",
+            files={"train.py": "import torch\n"},
+            facts={"which": {"python": "/opt/conda/bin/python"}, "packages": {"torch": "2.6.0"}},
         ),
         Example(
             "a facts file that does not mention it",
@@ -119,6 +137,8 @@ def find(case: Case) -> Iterator[Finding]:
     for launch in case.launches:
         if launch.command.wrappers and _changes_place(launch):
             continue
+        if launch.command.variable("PATH") is not None or changes_environment(case, launch):
+            continue
         for layer in launch.layers:
             if layer.implied or not layer.command_words or layer.command_words[0].value is None:
                 continue
@@ -153,7 +173,7 @@ def _judge(case: Case, launch: Launch, layer: Layer, word: Word) -> Finding | No
     if mode is not None and isinstance(mode.mode, str) and mode.mode.startswith("-") and "x" not in mode.mode:
         fix = Fix("Make it executable", commands=(f"chmod +x {path}",))
         return _report(launch, word, f"{path} is not executable ({mode.mode}): 'Permission denied'", fix)
-    return _left_over(case, launch, word, path)
+    return _left_over(case, launch, word, path) or _of_nothing(case, launch, word, text.rsplit("/", 1)[-1], path)
 
 
 def _left_over(case: Case, launch: Launch, word: Word, path: str) -> Finding | None:
@@ -168,16 +188,43 @@ def _left_over(case: Case, launch: Launch, word: Word, path: str) -> Finding | N
     return _report(launch, word, message, Fix("Install it again in the environment that is active"))
 
 
+def _of_nothing(case: Case, launch: Launch, word: Word, name: str, path: str) -> Finding | None:
+    """A launcher whose package is gone from the very environment that it belongs to, or was renamed there."""
+    packages, prefix = case.facts.packages, case.facts.python.prefix
+    owners = _NAMES.get(name)
+    if owners is None or isinstance(packages, Unknown) or isinstance(prefix, Unknown):
+        return None
+    if case.facts.origin != THIS_MACHINE or not packages or any(owner in packages for owner in owners):
+        return None
+    line = None if isinstance(case.facts.shebangs, Unknown) else case.facts.shebangs.get(path)
+    if path.rpartition("/bin/")[0] != prefix or not (line or "").startswith(f"#!{prefix}/bin/python"):
+        return None
+    message = f"{path} is left over: {owners[0]} is not installed in {prefix}, so that its import fails"
+    return _report(launch, word, message, Fix(f"Install {owners[0]}", commands=(f"python -m pip install {owners[0]}",)))
+
+
+_NAMES = {
+    "accelerate": ("accelerate",),
+    "deepspeed": ("deepspeed",),
+    "torchrun": ("torch",),
+    "llamafactory-cli": ("llamafactory", "llmtuner"),
+    "lmf": ("llamafactory",),
+}
+"""The distributions that bring a command (llmtuner is LLaMA-Factory's former name)."""
+
+
 def _missing(case: Case, launch: Launch, word: Word, name: str, *, told: bool) -> Finding | None:
     """A command that is not on PATH.
 
     Another machine's PATH is known only where its packages agree, unless the facts name the command (``told``).
     """
     owner = _OWNERS.get(name)
+    if installs_before(case, launch):
+        return None
     if owner is None or isinstance(case.facts.packages, Unknown) or not case.facts.packages:
         return None
     if owner in case.facts.packages:
-        if case.facts.origin != _THIS_MACHINE and not told:
+        if case.facts.origin != THIS_MACHINE and not told:
             return None
         message = f"{name} is not on PATH, although {owner} {case.facts.packages[owner]} is installed"
         return _report(launch, word, message, Fix("Activate its environment, or start it as python -m …"))

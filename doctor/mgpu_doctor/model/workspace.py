@@ -44,3 +44,7 @@ class Workspace(Protocol):
     def storage(self, path: str, directory: str | Unknown | None = None) -> Storage | Unknown:
         """Where something would be written to, whether that is allowed and what is free there."""
         ...
+
+    def resolve(self, path: str) -> str | Unknown:
+        """An absolute path with its links followed, as this machine has them; Unknown for any other."""
+        ...

@@ -148,6 +148,12 @@ class LocalWorkspace:
 
         return look_at_storage(os.path.abspath(place.full))
 
+    def resolve(self, path: str) -> str | Unknown:
+        """An absolute path with its links followed, as this machine has them; Unknown for any other."""
+        if self._facts.origin != _HERE or not os.path.isabs(path):
+            return Unknown(_elsewhere(path))
+        return os.path.realpath(path)
+
     def _place(self, path: str, directory: str | Unknown | None) -> _Place | Unknown:
         if not path or "\0" in path:
             return Unknown("it is no path")
@@ -242,7 +248,7 @@ def _told_storage(path: str, facts: Facts) -> Storage | None:
     """What the facts of a machine say about a path or the nearest directory above it; None when they say nothing."""
     if isinstance(facts.paths, Unknown):
         return None
-    known = {name.rstrip("/") or "/": info for name, info in facts.paths.items() if info.kind != "missing"}
+    known = {name.rstrip("/") or "/": info for name, info in facts.paths.items()}
     at = path.rstrip("/") or "/"
     while at not in known:
         above = os.path.dirname(at)
@@ -250,14 +256,19 @@ def _told_storage(path: str, facts: Facts) -> Storage | None:
             return None
         at = above
     info = known[at]
-    kind = _kind_of(info)
-    mode = info.mode
+    is_missing = info.kind == "missing"
+    kind = "directory" if is_missing else _kind_of(info)
     writable = info.writable
-    if isinstance(writable, Unknown):
-        # Whose directory it is, is not known: only without any right to write is it sure.
-        writable = False if isinstance(mode, str) and "w" not in mode else Unknown("the facts do not tell whose it is")
+    if isinstance(writable, Unknown) and isinstance(info.mode, str) and "w" not in info.mode:
+        # Whose directory it is, is not known: only without any right to write it is sure, and root needs none.
+        writable = Unknown("root may write anywhere") if facts.variable("USER") == "root" else False
     return Storage(
-        at, "directory" if isinstance(kind, Unknown) else kind, at == path.rstrip("/"), writable, info.free_gib, mode
+        at,
+        "directory" if isinstance(kind, Unknown) else kind,
+        at == (path.rstrip("/") or "/") and not is_missing,
+        writable,
+        info.free_gib,
+        info.mode,
     )
 
 
