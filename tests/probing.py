@@ -62,6 +62,7 @@ def observe(
 ) -> Observation:
     """Probe a command (None: without one) as if it were typed in ``directory``; nothing of it may be left."""
     with surroundings(python, fault), scratch() as place:
+        os.environ["TMPDIR"] = place
         if text is None:
             plan = ProbePlan(None, Facts(), processes, str(python), str(directory), deadline_s, cpu=True)
         else:

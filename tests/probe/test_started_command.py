@@ -23,7 +23,7 @@ PYTHON = "/opt/env/bin/python"
 
 
 def started(text: str, directory: Path | None = None, wrapper: str | None = None) -> Start:
-    return launch_start(launch(text, directory=directory, wrapper=wrapper), PYTHON, "/work", W)
+    return launch_start(launch(text, directory=directory, wrapper=wrapper), PYTHON, "/", W)
 
 
 def words(text: str, directory: Path | None = None, wrapper: str | None = None) -> str:
@@ -184,7 +184,7 @@ def test_a_wrapper_that_binds_processors_is_kept() -> None:
 def test_a_profiler_is_left_out_and_said() -> None:
     found = launch("torchrun --nproc_per_node 2 t.py", wrapper="nsys profile -o x")
     command = replace(found.command, wrappers=(Wrapper("nsys profile", found.command.wrappers[0].words),))
-    start = launch_start(replace(found, command=command), PYTHON, "/work", W)
+    start = launch_start(replace(found, command=command), PYTHON, "/", W)
     assert start.argv[0] == "torchrun"
     assert any("nsys profile" in note for note in start.notes)
 
@@ -207,7 +207,7 @@ def test_another_place_is_refused_with_the_way_there(wrapper: str) -> None:
     name = " ".join(wrapper.split()[: 2 if "docker" in wrapper else 1])
     command = replace(found.command, wrappers=(Wrapper(name, found.command.wrappers[0].words),))
     with pytest.raises(InputError, match="where the probe cannot go") as caught:
-        launch_start(replace(found, command=command), PYTHON, "/work", W)
+        launch_start(replace(found, command=command), PYTHON, "/", W)
     assert "mgpu-doctor probe" in str(caught.value.hint)
 
 
@@ -223,7 +223,7 @@ def test_torchrun_around_a_command_that_starts_torchrun_is_refused() -> None:
 
 def test_one_process_needs_an_interpreter() -> None:
     with pytest.raises(InputError, match="which interpreter"):
-        launch_start(launch("llamafactory-cli chat x.yaml"), None, "/work", W)
+        launch_start(launch("llamafactory-cli chat x.yaml"), None, "/", W)
 
 
 def test_a_probe_without_a_command_starts_a_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,5 +263,5 @@ def test_a_number_of_processes_besides_a_command_is_refused() -> None:
 
 
 def test_the_directory_is_that_of_the_command() -> None:
-    assert started("torchrun t.py").directory == "/work"
+    assert started("torchrun t.py").directory == "/"
     assert os.path.isabs(plain_start(HOST, 1, PYTHON, ".", W, cpu=True).directory)

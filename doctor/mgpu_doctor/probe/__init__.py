@@ -48,13 +48,17 @@ def probe(plan: ProbePlan, progress: Callable[[str], None] | None = None) -> Obs
         InputError: the command cannot be started here: a word of it is not known, it runs on another machine or in a
             container, or it has no program that could be replaced.
     """
+    import os
     import secrets
 
+    from mgpu_doctor.errors import InputError
     from mgpu_doctor.probe.measure import Measurement
     from mgpu_doctor.probe.session import opened
     from mgpu_doctor.probe.start import launch_start, plain_start, refuse_both
 
     refuse_both(plan.launch, plan.processes)
+    if not os.path.isdir(plan.directory):
+        raise InputError(f"{plan.directory} does not exist", hint="name the directory that the command is for")
     facts = plan.facts
     python = plan.python
     if python is None and isinstance(facts.python.executable, str):

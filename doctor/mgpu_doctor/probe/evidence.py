@@ -17,6 +17,7 @@ _SUMMARIES = ("ChildFailedError", "CalledProcessError", "SignalException", "Syst
 _LOOSE = re.compile(
     r"(?:No module named|command not found|[Ee]rror while finding|No such file or directory|^\w*Error\b)"
 )
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
 _WAY = re.compile(rb"(\d+)\[[0-9a-fx]+\] -> (\d+)\[[0-9a-fx]+\](?: \[(?:send|receive)\])? via ([A-Z0-9]+/[^\s/]+)")
 
@@ -26,6 +27,7 @@ def error_line(lines: Sequence[str]) -> str | None:
 
     What torch's elastic agent and subprocess only sum up is passed over as long as there is another line.
     """
+    lines = [_COLOUR.sub("", line) for line in lines]
     for line in reversed(lines):
         if _PARSER.match(line.strip()):
             return line.strip()

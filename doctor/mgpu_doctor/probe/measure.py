@@ -214,7 +214,8 @@ class Measurement:
         absent = [rank for group in self.groups for rank in group.missing]
         if slow:
             self._stacks(slow)
-            self._record("identity", "hung", began, slow, detail=f"{slow[0].at} did not return")
+            waited = time.monotonic() - began
+            self._record("identity", "hung", began, slow, detail=f"{slow[0].at} did not return in {waited:.0f} s")
         elif self._died():
             state, bad, detail = self._broken(self.peers)
             self._record("identity", state, began, bad, detail=detail)
@@ -227,7 +228,25 @@ class Measurement:
             self._record("identity", "failed", began, absent=absent, detail=detail)
         else:
             self._record("identity", "ok", began)
+        self._note_devices()
         return bool(self._usable()) and not self._died()
+
+    def _note_devices(self) -> None:
+        """What the processes found odd about their devices."""
+        for peer in self._usable():
+            devices = peer.seen.get("devices") or ()
+            if peer.ready.get("wrapped"):
+                count = len(devices) or peer.ready.get("count", 0)
+                self.notes.append(
+                    f"Local rank {peer.told.get('LOCAL_RANK')} has no device of its own, {count} being visible: it takes"
+                    f" cuda:{peer.ready.get('index')}, as accelerate does. A program that selects cuda:LOCAL_RANK itself"
+                    ' stops with "invalid device ordinal".'
+                )
+            elif devices and not peer.ready.get("cuda_ok") and not self.session.cpu:
+                self.notes.append(
+                    f"The driver shows {len(devices)} devices to rank {self.number(peer)}, and torch"
+                    f" {peer.ready.get('torch')} cannot use them: {peer.ready.get('cuda_error')}"
+                )
 
     def _device(self) -> None:
         self._ask("device", [(peer, {"do": "device"}) for peer in self._usable()], min(20, self.session.left / 2))
@@ -325,7 +344,7 @@ class Measurement:
             return
         size = GPU_BYTES if self.on_gpu else CPU_BYTES
         orders = [(peer, {"do": "collective", "bytes": size}) for group in formed for peer in group.peers]
-        state, bad, detail = self._put("collective", orders, min(15, self.session.left / 3))
+        state, bad, detail = self._put("collective", orders, min(15, self.session.left / 4))
         if state == "ok":
             state, bad, detail = self._sums(formed)
         self._record("collective", state, began, bad, detail=detail)
@@ -417,8 +436,9 @@ class Measurement:
         if whole_and_well:
             session.pump(lambda: LAUNCHER in session.ended, min(1.5, session.left))
         late = [peer for peer in peers if not peer.said_bye]
-        if whole_and_well:
-            self.exit_code = session.ended.get(LAUNCHER)
+        self.exit_code = session.ended.get(LAUNCHER)
+        if self.exit_code and all(stage.state in ("ok", "skipped") for stage in self.stages) and not late:
+            self.launcher_error = error_line(session.output())
         if late:
             state, bad, detail = self._broken(late) if self._died() else ("hung", late, "it did not end when asked")
             self._record("end", state, began, bad, detail=detail)

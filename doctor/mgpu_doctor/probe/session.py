@@ -132,6 +132,7 @@ class Session:
             self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             self._listener.bind(("127.0.0.1", 0))
             address = self._listener.getsockname()
+        os.mkdir(os.path.join(self.directory, "tmp"))
         self._listener.listen(128)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -151,8 +152,12 @@ class Session:
             self._selector.register(stream, selectors.EVENT_READ, hear)
 
     def start(self, number: int, argv: Iterable[str], environment: Mapping[str, str], directory: str) -> None:
-        """Have the guard start a program; ``ended``, ``missing`` and ``peers`` show what becomes of it."""
-        marked = {**environment, guard.TOKEN_VARIABLE: self.token}
+        """Have the guard start a program; ``ended``, ``missing`` and ``peers`` show what becomes of it.
+
+        Its temporary files lie in the session's directory: a launcher that is killed leaves them behind (torch's
+        elastic agent its logs).
+        """
+        marked = {**environment, guard.TOKEN_VARIABLE: self.token, "TMPDIR": os.path.join(self.directory, "tmp")}
         self._order({"start": list(argv), "id": number, "environment": marked, "directory": directory})
 
     def clear(self, seconds: float = 6.0) -> None:

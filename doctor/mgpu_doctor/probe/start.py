@@ -191,7 +191,10 @@ class _Rebuilt:
         inside = self.launch.command.directory
         if isinstance(inside, Unknown):
             raise InputError(f"the directory that the command runs in is not known: {inside.reason}")
-        return os.path.abspath(os.path.join(self.root, inside or ""))
+        found = os.path.abspath(os.path.join(self.root, inside or ""))
+        if not os.path.isdir(found):
+            raise InputError(f"the command runs in {found}, which does not exist")
+        return found
 
     def _wrappers(self) -> list[str]:
         words: list[str] = []

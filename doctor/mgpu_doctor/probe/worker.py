@@ -236,10 +236,7 @@ class Worker:
         try:
             answer = action(order) or {}
         except BaseException as error:  # noqa: BLE001 - whatever it is, the doctor has to hear of it
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            text = lines[0].strip() if lines else ""
-            name = type(error).__name__
-            self.channel.send("failed", stage=stage, error=f"{name}: {text}" if text else name)
+            self.channel.send("failed", stage=stage, error=told_of(error))
         else:
             self.channel.send("done", stage=stage, **answer)
 
@@ -317,7 +314,7 @@ class Worker:
             try:
                 torch.zeros(1, device="cuda")
             except Exception as error:  # noqa: BLE001 - torch's own words are what is wanted
-                answer["cuda_error"] = (str(error).splitlines() or [""])[0]
+                answer["cuda_error"] = told_of(error)
         return answer
 
     def do_device(self, order: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - all stages are called alike
@@ -487,6 +484,18 @@ class Worker:
             values[0] += 1
         expected = len(ranks) * (len(ranks) + 1) / 2
         return {"measured": self.checked(values, expected), "expected": expected}
+
+
+def told_of(error: BaseException) -> str:
+    """An exception in one line: its first one, and what NCCL says behind "Last error:" where torch passes that on."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    for at, line in enumerate(lines[1:], start=1):
+        if line.startswith("Last error:"):
+            text = " ".join([text, *lines[at : at + 2]])
+            break
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name
 
 
 def misbehave(action: str) -> bool:
