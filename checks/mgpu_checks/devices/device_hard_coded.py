@@ -6,7 +6,20 @@ import re
 from collections.abc import Iterator
 
 from mgpu_checks.devices import SET_UP_BY_LIBRARY, VISIBLE, on_cpu, program_of, ranks_here, set_by_program
-from mgpu_doctor.authoring import Case, Example, Finding, Fix, Launch, Program, Reference, Rule, Seen, Severity, report
+from mgpu_doctor.authoring import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Launch,
+    Program,
+    Reference,
+    Rule,
+    Seen,
+    Severity,
+    Signature,
+    report,
+)
 
 _HEAD = "import os\nimport torch\nimport torch.distributed as dist\n\ndist.init_process_group('nccl')\n"
 _WRAP = "model = torch.nn.parallel.DistributedDataParallel(build().cuda())\n"
@@ -76,6 +89,15 @@ RULE = Rule(
         Reference("torch 2.11.0+cu130 with NCCL 2.28.9", "two ranks on one GPU: Duplicate GPU detected", ran=True),
     ),
     fix="call torch.cuda.set_device(int(os.environ['LOCAL_RANK'])) before CUDA is used, and load with map_location",
+    signatures=(
+        Signature(
+            r"Expected all tensors to be on the same device, but found at least two devices, cuda:\d+ and cuda:\d+",
+            "torch 2.13.0, ATen's check of a kernel's arguments",
+            "RuntimeError: Expected all tensors to be on the same device, but found at least two devices, cuda:1 and "
+            "cuda:7!",
+            weak=True,
+        ),
+    ),
 )
 
 

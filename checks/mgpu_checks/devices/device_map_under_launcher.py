@@ -17,6 +17,7 @@ from mgpu_doctor.authoring import (
     Rule,
     Seen,
     Severity,
+    Signature,
     replace,
     report,
 )
@@ -75,6 +76,15 @@ RULE = Rule(
         ),
     ),
     fix="leave device_map out, or map the whole model to the rank's card: {'': local_rank}",
+    signatures=(
+        Signature(
+            r"can't train a model that has been loaded with `device_map='auto'` in any distributed mode",
+            "accelerate 1.7.0 and 1.15.0, accelerator.py prepare_model()",
+            "ValueError: You can't train a model that has been loaded with `device_map='auto'` in any distributed "
+            "mode. Please rerun your script specifying `--num_processes=1` or by launching with "
+            "`python {{myscript.py}}`.",
+        ),
+    ),
 )
 
 SPREADS = frozenset({"auto", "balanced", "balanced_low_0", "sequential"})
