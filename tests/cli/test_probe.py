@@ -131,6 +131,27 @@ def test_a_saved_probe_is_judged_with_its_command_and_its_machine(
     assert "MGD902" in [finding["code"] for finding in json.loads(done.stdout)["findings"]]
 
 
+def test_the_command_is_judged_as_check_judges_it(run: Run, saved: Callable[[Observation], str]) -> None:
+    command = (
+        "--facts",
+        "none",
+        "--format",
+        "json",
+        "--",
+        "deepspeed",
+        "--num_gpus",
+        "2",
+        "-m",
+        "x",
+        "--dataset",
+        "none",
+    )
+    checked = json.loads(run("check", *command).stdout)
+    probed = json.loads(run("probe", "--from", saved(healthy(2)), *command).stdout)
+    assert checked["findings"]
+    assert probed["findings"] == checked["findings"]
+
+
 def test_what_the_output_gives_away_is_found(run: Run, saved: Callable[[Observation], str]) -> None:
     line = (
         "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. "

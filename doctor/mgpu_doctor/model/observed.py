@@ -172,6 +172,19 @@ def solo_ms(rank: RankSeen) -> float | None:
     return solo
 
 
+def middle(values: Iterable[float]) -> float:
+    """The median; of an even number of values the mean of the two in the middle."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def lower_middle(values: Iterable[float]) -> float:
+    """The median; of an even number of values the smaller of the two in the middle."""
+    ordered = sorted(values)
+    return ordered[(len(ordered) - 1) // 2]
+
+
 def stage(observation: Observation, name: str) -> StageSeen | None:
     """The stage of that name, None when it was not reached."""
     return next((one for one in observation.stages if one.name == name), None)
