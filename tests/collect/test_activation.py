@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from environment_files import executable, make_venv
-from mgpu_doctor.collect.activation import chosen_interpreter, conda_environment
+from mgpu_doctor.collect.activation import Chosen, chosen_interpreter, conda_environment
 from mgpu_doctor.diagnose import Request, diagnose
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.source import Excerpt, Source
@@ -19,6 +19,10 @@ from mgpu_doctor.shell import parse_all
 
 
 def choose(text: str, directory: Path, **variables: str) -> str | Unknown | None:
+    return chosen(text, directory, **variables).python
+
+
+def chosen(text: str, directory: Path, **variables: str) -> Chosen:
     """What a text's commands choose, with ``bin/python`` of ``directory / "path"`` on PATH."""
     inherited = {"PATH": str(directory / "path" / "bin"), "HOME": str(directory), **variables}
     source = Source("run.sh", text, "shell")
@@ -82,6 +86,13 @@ def place(tmp_path: Path) -> Path:
         ("conda run --prefix=TOP/conda/envs/llama torchrun a.py", "conda/envs/llama"),
         ("conda run -n gone torchrun a.py", Unknown),
         ("srun conda run --no-capture-output -n llama torchrun a.py", "conda/envs/llama"),
+        ("module load anaconda3; torchrun a.py", Unknown),
+        ("module load cuda/12.1 gcc/11 nccl; torchrun a.py", None),
+        ("ml PyTorch/2.1; torchrun a.py", Unknown),
+        ("ml cuda; ml list; module purge; torchrun a.py", None),
+        ("module load $MODULE; torchrun a.py", Unknown),
+        ("module load anaconda3; source a/bin/activate; torchrun a.py", "a"),
+        ("module load anaconda3; a/bin/python a.py", "a"),
         ("poetry run torchrun a.py", Unknown),
         ("docker run --gpus all image torchrun a.py", Unknown),
         ("nohup torchrun a.py &", None),
@@ -97,6 +108,40 @@ def test_choice(place: Path, text: str, expected: object) -> None:
         assert isinstance(found, Unknown), found
     else:
         assert found == (None if expected is None else str(place / str(expected) / "bin" / "python"))
+
+
+def test_the_path_that_commands_get(place: Path) -> None:
+    inherited = str(place / "path" / "bin")
+    assert chosen("torchrun a.py", place) == Chosen()
+    by_path = chosen("a/bin/torchrun a.py", place)
+    assert by_path == Chosen(str(place / "a" / "bin" / "python"), inherited)
+    for text in ("source a/bin/activate; torchrun a.py", "source a/bin/activate; uv run torchrun a.py"):
+        assert chosen(text, place) == Chosen(by_path.python, f"{place}/a/bin:{inherited}")
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("torchrun a.py", False),
+        ("export PATH=TOP/tools:$PATH; torchrun a.py", False),
+        ("export CUDA_HOME=/usr/local/cuda-12.1; torchrun a.py", True),
+        ("export PATH=$CUDA_HOME/bin:$PATH; torchrun a.py", True),
+        ("module load cuda/12.1; torchrun a.py", True),
+        ("module load gcc; torchrun a.py", False),
+    ],
+)
+def test_a_toolkit_that_the_text_chooses(place: Path, text: str, other: bool) -> None:
+    assert (chosen(text, place).toolkit is not None) is other
+
+
+def test_a_path_that_the_text_sets(place: Path) -> None:
+    inherited = str(place / "path" / "bin")
+    found = chosen("export PATH=TOP/tools:$PATH; torchrun a.py".replace("TOP", str(place)), place)
+    assert found == Chosen(None, f"{place}/tools:{inherited}")
+    found = chosen(
+        "export PATH=TOP/tools:$PATH; source b/bin/activate; torchrun a.py".replace("TOP", str(place)), place
+    )
+    assert found == Chosen(str(place / "b" / "bin" / "python"), f"{place}/b/bin:{place}/tools:{inherited}")
 
 
 def test_environments_of_conda(tmp_path: Path) -> None:
@@ -204,9 +249,23 @@ def test_what_uv_would_make_first_is_not_known(tmp_path: Path) -> None:
 
 def test_the_facts_are_those_of_the_chosen_environment(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{place / 'path' / 'bin'}:/usr/bin:/bin")
-    report = diagnose(Request(command="source a/bin/activate; torchrun x.py", directory=str(place)))
-    assert report.case.facts.python.executable == str(place / "a" / "bin" / "python")
-    report = diagnose(Request(command="torchrun x.py", directory=str(place)))
-    assert report.case.facts.python.executable == str(place / "path" / "bin" / "python")
-    report = diagnose(Request(command="torchrun x.py", directory=str(place), python=str(place / "b")))
-    assert report.case.facts.python.executable == str(place / "b" / "bin" / "python")
+    for command, python, name, launcher in (
+        ("source a/bin/activate; torchrun x.py", None, "a", "a"),
+        ("torchrun x.py", None, "path", "path"),
+        ("torchrun x.py", str(place / "b"), "b", "b"),
+        ("a/bin/torchrun x.py", None, "a", "path"),
+    ):
+        facts = diagnose(Request(command=command, directory=str(place), python=python)).case.facts
+        assert facts.python.executable == str(place / name / "bin" / "python")
+        assert not isinstance(facts.which, Unknown)
+        assert facts.which["torchrun"] == str(place / launcher / "bin" / "torchrun")
+
+
+def test_an_environment_that_is_not_known_has_no_commands(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(place / "nothing"))
+    report = diagnose(Request(command="conda activate gone; torchrun x.py", directory=str(place)))
+    facts = report.case.facts
+    for value in (facts.packages, facts.which, facts.shebangs, facts.nvcc, facts.torch_cuda, facts.python.executable):
+        assert isinstance(value, Unknown)
+    assert facts.packages == Unknown("no conda environment named gone was found")
+    assert not {"MGD112", "MGD113"} & {finding.code for finding in report.findings}

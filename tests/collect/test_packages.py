@@ -37,12 +37,13 @@ def one(site: Path, name: str) -> Any:
 
 
 def test_names_are_normalised_and_leftovers_are_none(tmp_path: Path) -> None:
-    make_venv(tmp_path, "torch-2.6.0+cu124", "huggingface_hub-0.30.2", "~orch-2.5.0", "ruamel.yaml-0.18.6")
+    make_venv(tmp_path, "torch-2.6.0+cu124", "huggingface_hub-0.30.2", "~orch-2.5.0", "ruamel.yaml-0.18.6", "a-b-1.0")
     make_site(site_of(tmp_path), "-ip-24.0.dist-info")
     assert installed(tmp_path).packages == {
         "torch": "2.6.0+cu124",
         "huggingface-hub": "0.30.2",
         "ruamel-yaml": "0.18.6",
+        "a-b": "1.0",
     }
 
 

@@ -14,6 +14,7 @@ from shutil import which
 from mgpu_doctor.collect.interpreter import launcher_interpreter, named_interpreter
 from mgpu_doctor.model.command import Command, Word, Wrapper
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.record import dataclass
 
 _CONDAS = frozenset({"conda", "mamba", "micromamba"})
 _LAUNCHERS = frozenset(
@@ -31,6 +32,17 @@ _LAUNCHERS = frozenset(
     }
 )
 _INTERPRETER = re.compile(r"(?:python|pypy)[\d.]*t?")
+_LOADING = frozenset({"load", "add", "swap", "switch", "restore", "try-load"})
+_MODULE_COMMANDS = _LOADING | frozenset(
+    {"purge", "unload", "rm", "del", "list", "avail", "av", "spider", "show", "use", "unuse", "save", "help", "reset"}
+)
+_NO_PYTHON = re.compile(
+    r"(?:.*/)?(?:cuda|cudnn|nccl|gcc|gnu|openmpi|mpich|intel-?mpi|cmake|git|slurm|ninja|ucx|libfabric|aws-ofi-nccl|libaio"
+    r"|ffmpeg|singularity|apptainer|java|zlib|hwloc|proxy)(?:toolkit)?(?:[-_/.\d].*)?$",
+    re.IGNORECASE,
+)
+"""Names of modules that bring no interpreter."""
+
 _MAKE_ENVIRONMENTS = frozenset({"venv", "virtualenv", "pip", "ensurepip"})
 _ELSEWHERE = re.compile(
     r"(?:docker|podman|nerdctl|nvidia-docker|docker-compose|singularity|apptainer|enroot|kubectl|oc|ssh)\b"
@@ -44,18 +56,37 @@ Choice = str | Unknown | None
 """An interpreter's path; Unknown where the choice cannot be told; None where nothing but PATH decides."""
 
 
-def chosen_interpreter(commands: Iterable[Command], variables: Mapping[str, str], directory: str) -> Choice:
-    """The interpreter that the commands choose for themselves; None where they leave it to PATH.
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What commands choose for themselves; None stands for what they inherit.
+
+    ``path`` is the PATH on which they find programs, ``toolkit`` why the CUDA toolkit is not the one that the
+    inherited environment names.
+    """
+
+    python: Choice = None
+    path: str | None = None
+    toolkit: Unknown | None = None
+
+
+def chosen_interpreter(commands: Iterable[Command], variables: Mapping[str, str], directory: str) -> Chosen:
+    """The interpreter that the commands choose for themselves; none where they leave it to PATH.
 
     Only commands that start Python count. Where they choose different ones, it cannot be told which is meant.
-    ``directory`` is where the text starts, ``variables`` the environment that it starts with.
+    ``directory`` is where the text starts, ``variables`` the environment that it starts with. An environment that is
+    activated comes first on PATH; an interpreter or launcher that is called by its path does not change PATH.
     """
-    default = which("python", path=variables.get("PATH")) or which("python3", path=variables.get("PATH"))
+    inherited = variables.get("PATH", os.defpath)
+    default = which("python", path=inherited) or which("python3", path=inherited)
     active: Choice = None
     found: dict[str, Choice] = {}
+    activated = False
+    path = None
+    toolkit = None
     for command in commands:
         place = _directory(command, directory)
         changed = _activated(command, place, variables)
+        toolkit = _other_toolkit(command) if toolkit is None else toolkit
         if changed is not _UNCHANGED:
             active = Unknown("the environment is activated only under a condition") if command.conditional else changed
             if _same(changed, default):
@@ -64,9 +95,38 @@ def chosen_interpreter(commands: Iterable[Command], variables: Mapping[str, str]
             choice = _choice(command, place, variables, active)
             choice = None if _same(choice, default) else choice
             found[str(choice)] = choice
+            activated = activated or not _by_own_path(command)
+            path = _set(command, "PATH") or path
     if len(found) > 1:
-        return Unknown("the commands use different environments")
-    return next(iter(found.values()), None)
+        return Chosen(Unknown("the commands use different environments"), None, toolkit)
+    python = next(iter(found.values()), None)
+    if isinstance(python, str):
+        path = path or inherited
+        path = os.pathsep.join((os.path.dirname(python), path)) if activated else path
+    return Chosen(python, path, toolkit)
+
+
+def _set(command: Command, name: str) -> str | None:
+    """A variable's text where the text itself sets it and it is known."""
+    variable = command.variable(name)
+    return variable.text if variable is not None and variable.scope != "inherited" else None
+
+
+def _other_toolkit(command: Command) -> Unknown | None:
+    """Why a command may find another CUDA toolkit than what is inherited tells."""
+    for name in ("CUDA_HOME", "CUDA_PATH", "PATH"):
+        variable = command.variable(name)
+        if variable is not None and variable.scope != "inherited" and (name != "PATH" or variable.text is None):
+            return Unknown(f"the commands set {name}")
+    if command.name in ("module", "ml"):
+        for text in (word.value for word in command.words[1:]):
+            if text is None or re.search(r"cuda|nvhpc|toolkit", text, re.IGNORECASE):
+                return Unknown(f"{command.name} loads {text or 'something'} when it runs")
+    return None
+
+
+def _by_own_path(command: Command) -> bool:
+    return "/" in (command.name or "") and not any(_decides(wrapper) for wrapper in command.wrappers)
 
 
 _UNCHANGED = Unknown("no activation")
@@ -118,12 +178,29 @@ def _activated(command: Command, place: str | None, variables: Mapping[str, str]
     name = command.name
     if name in ("source", ".") and len(texts) > 1:
         return _sourced(command.words[1:], place, variables)
+    if name in ("module", "ml"):
+        loaded = _loaded(name, texts[1:])
+        return Unknown(f"{name} loads {loaded} when it runs") if loaded else _UNCHANGED
     if name in _CONDAS and len(texts) > 1 and texts[1] in ("activate", "deactivate"):
         if texts[1] == "deactivate":
             return None
         named = [word for word in command.words[2:] if not (word.value or "").startswith("-")]
         return _conda_interpreter(named[0] if named else None, place, variables)
     return None if name == "deactivate" else _UNCHANGED
+
+
+def _loaded(name: str, texts: list[str | None]) -> str | None:
+    """The module that an HPC cluster's ``module load`` or ``ml`` loads and that may hold a Python; None without any."""
+    if name == "module" or (texts and texts[0] in _MODULE_COMMANDS):
+        if not texts or texts[0] not in _LOADING:
+            return None
+        texts = texts[1:]
+    for text in texts:
+        if text is None:
+            return "something"
+        if not text.startswith("-") and _NO_PYTHON.match(text) is None:
+            return text
+    return None
 
 
 def _sourced(words: tuple[Word, ...], place: str | None, variables: Mapping[str, str]) -> Choice:

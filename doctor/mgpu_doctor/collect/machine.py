@@ -27,12 +27,13 @@ ALL = frozenset({"environment", "gpus", "packages", "ports", "interfaces", "acce
 """Everything that can be asked for."""
 
 
-def this_machine(needs: frozenset[str] = ALL, python: str | Unknown | None = None) -> Facts:
+def this_machine(needs: frozenset[str] = ALL, python: str | Unknown | None = None, path: str | None = None) -> Facts:
     """What is asked for about this machine; the rest is Unknown.
 
     ``needs`` are names out of :data:`ALL`; ``packages`` includes the interpreter and the commands on PATH.
     ``python`` is the interpreter whose packages count, or the directory of an environment, or a name on PATH;
-    None for the one that a command would use, Unknown where that cannot be told.
+    None for the one that a command would use, Unknown where that cannot be told. ``path`` is the PATH that commands are
+    found on; without one it is this process's, behind the directory of ``python`` where that is given.
 
     Raises:
         InputError: there is no such interpreter.
@@ -40,6 +41,8 @@ def this_machine(needs: frozenset[str] = ALL, python: str | Unknown | None = Non
     variables = os.environ
     if isinstance(python, str):
         python = _named(python)
+        path = path or os.pathsep.join((os.path.dirname(python), variables.get("PATH", os.defpath)))
+    searched = variables if path is None else {**variables, "PATH": path}
     values: dict[str, Any] = dict.fromkeys(_FACTS, UNASKED)
     if "environment" in needs:
         # Known at once, and often all that is asked for: not worth a thread.
@@ -48,7 +51,7 @@ def this_machine(needs: frozenset[str] = ALL, python: str | Unknown | None = Non
     if wanted:
         from mgpu_doctor.collect.attempt import Look, look_at_all
 
-        looks = [Look(part.fields, partial(part.look, variables, python)) for part in wanted]
+        looks = [Look(part.fields, partial(part.look, searched, python)) for part in wanted]
         for found in look_at_all(looks):
             # Two parts may know the same: what one of them does not know, the other may.
             for name, value in found.items():
@@ -108,7 +111,7 @@ def _packages(variables: Mapping[str, str], python: str | Unknown | None) -> dic
     found = find_interpreter(python, places, variables)
     installed = read_packages(found)
     home = cuda_home(variables)
-    return {
+    facts = {
         "python": found.python,
         "packages": installed.packages,
         "package_copies": installed.package_copies,
@@ -122,6 +125,10 @@ def _packages(variables: Mapping[str, str], python: str | Unknown | None) -> dic
         "nvcc": attempt(lambda: nvcc_version(home)),
         **_torch(found, installed, variables),
     }
+    if isinstance(python, Unknown):
+        # Where the environment is not known, neither is what lies on its PATH.
+        facts.update(dict.fromkeys(("which", "shebangs", "cuda_home", "nvcc"), python))
+    return facts
 
 
 def _torch(found: Interpreter, installed: Installed, variables: Mapping[str, str]) -> dict[str, Any]:

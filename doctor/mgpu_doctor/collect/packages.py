@@ -125,6 +125,9 @@ def _distribution(site: str, entry: str) -> Distribution | None:
     path = os.path.join(site, entry)
     stem, _, kind = entry.rpartition(".")
     name, dash, rest = stem.partition("-")
+    if kind == "dist-info" and "-" in rest:
+        # Some old tools left dashes in names; a version never holds one.
+        name, dash, rest = stem.rpartition("-")
     if kind == "egg":
         path = os.path.join(path, "EGG-INFO")
     if dash and kind != "egg-link":
