@@ -11,7 +11,7 @@ RULE = Rule(
     slug="killed-by-host",
     title="A rank was killed",
     severity=Severity.ERROR,
-    summary="a rank was killed with signal 9, which is how the host ends processes that use up its memory",
+    summary="a rank was killed with signal 9, mostly because the host ran out of memory",
     why=(
         "Nobody but the kernel, the scheduler or a person sends signal 9, and the process cannot say a word before it "
         "ends. Mostly every rank loaded the whole checkpoint into the host's memory, or optimizer states were "
