@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,14 +20,15 @@ from pathlib import Path
 PROMISES = {"torch.utils.collect_env": 10.0, "accelerate env": 20.0}
 """How many times faster it is at least."""
 
-_PROGRAM = Path(sys.executable).parent / "mgpu-doctor"
+_BESIDE = Path(sys.executable).parent / "mgpu-doctor"
+_PROGRAM = str(_BESIDE) if _BESIDE.exists() else shutil.which("mgpu-doctor") or "mgpu-doctor"
 _OURS = "mgpu-doctor check"
 
 
 def programs(python: Path) -> dict[str, list[str]]:
     """The command line of each contestant."""
     return {
-        _OURS: [str(_PROGRAM), "check", "--python", str(python), "--format", "plain"],
+        _OURS: [_PROGRAM, "check", "--python", str(python), "--format", "plain"],
         "torch.utils.collect_env": [str(python), "-m", "torch.utils.collect_env"],
         "accelerate env": [str(python), "-m", "accelerate.commands.accelerate_cli", "env"],
     }
