@@ -135,6 +135,16 @@ DEMANDS: tuple[Demand, ...] = (
     Demand(
         "deepspeed", (0, 14, 1), (0, 14, 4), "torch", "<2.4.0", "import", _NAME.format(name="_get_socket_with_port")
     ),
+    # pyarrow 26.0.0 and 26.0.1 with numpy 1.26.4 (25.0.0 takes it); nothing of it stands in pyarrow's metadata.
+    Demand(
+        "pyarrow",
+        (26, 0, 0),
+        None,
+        "numpy",
+        ">=2.0",
+        "import",
+        "ImportError: pyarrow requires NumPy 2.0 or newer, found {version}",
+    ),
     # peft 0.15.2, 0.16.0 and 0.18.1, utils/loftq_utils.py; accelerate 0.31.0 lacks it, 0.32.1 has it.
     Demand("peft", (0, 15, 2), None, "accelerate", ">=0.32.0", "import", _NAME.format(name="clear_device_cache")),
     # accelerate 0.20.3, 0.21.0 … 0.24.1, 0.25.0 … 0.33.0 and 0.34.2 … 1.15.0, accelerator.py Accelerator.__init__()

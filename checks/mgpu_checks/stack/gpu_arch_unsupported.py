@@ -66,7 +66,7 @@ RULE = Rule(
             "TORCH_CUDA_ARCH_LIST of the wheels for each CUDA version; none has PTX",
         ),
         Reference(
-            "pytorch 2.9 and 2.13.0, .ci/manywheel/build_cuda.sh and cuda/__init__.py",
+            "pytorch commit 00c7a380, .ci/manywheel/build_cuda.sh, and torch 2.13.0, cuda/__init__.py",
             "the wheels for CUDA 12.8, 12.9 and 13.0 hold sm_100 and sm_120, that for 12.6 does not",
         ),
         Reference("torch 2.13.0, cuda/__init__.py PYTORCH_RELEASES_CODE_CC", "architectures of the wheels of 2.13"),

@@ -214,6 +214,11 @@ RULE = Rule(
             "peft 0.15.2, utils/loftq_utils.py; accelerate 0.31.0, utils/memory.py",
             "imports clear_device_cache, which this accelerate does not have",
         ),
+        Reference(
+            "pyarrow 25.0.0, 26.0.0 and 26.0.1 with numpy 1.26.4",
+            "from 26 on the import fails: pyarrow requires NumPy 2.0 or newer, found 1.26.4",
+            ran=True,
+        ),
         Reference("torchvision 0.15.2 … 0.24.1, metadata", "each is built against one release of torch (torch==2.4.1)"),
     ),
     fix="install versions that go together",
@@ -247,6 +252,11 @@ RULE = Rule(
             "(/opt/env/lib/python3.10/site-packages/torch/distributed/elastic/agent/server/api.py)",
         ),
         Signature(
+            r"pyarrow requires NumPy 2\.0 or newer, found",
+            "pyarrow 26.0.1, __init__.py",
+            "ImportError: pyarrow requires NumPy 2.0 or newer, found 1.26.4",
+        ),
+        Signature(
             r"cannot import name 'clear_device_cache' from 'accelerate\.utils\.memory'",
             "peft 0.15.2, utils/loftq_utils.py, with accelerate 0.31.0",
             "ImportError: cannot import name 'clear_device_cache' from 'accelerate.utils.memory' "
@@ -267,7 +277,7 @@ RULE = Rule(
 
 DECLARING = (
     "torch", "torchvision", "torchaudio", "transformers", "accelerate", "deepspeed", "llamafactory", "peft", "trl",
-    "datasets", "vllm", "sglang", "ms-swift", "bitsandbytes", "axolotl", "lightning", "unsloth",
+    "datasets", "vllm", "sglang", "ms-swift", "bitsandbytes", "axolotl", "lightning", "unsloth", "pyarrow",
 )  # fmt: skip
 """Distributions whose declared requirements are judged."""
 
@@ -358,7 +368,7 @@ def _used(launch: Launch | None, packages: Mapping[str, str]) -> Iterator[str]:
             yield name
 
 
-_LLAMAFACTORY_USES = ("transformers", "accelerate", "peft", "trl", "datasets")
+_LLAMAFACTORY_USES = ("transformers", "accelerate", "peft", "trl", "datasets", "pyarrow")
 
 
 def _moments(launch: Launch | None, used: frozenset[str]) -> Iterator[str]:
@@ -398,7 +408,7 @@ def _demanded(launch: Launch | None, demand: Demand, version: str, found: str) -
     says = demand.says.format(wanted=wanted, found=f"{demand.needs}=={found}", version=found, least=least)
     early = " (a pre-release is older than its release)" if is_before(found, *numbers(found)) else ""
     effect = "models cannot be loaded" if says.startswith("Disabling") else "it stops at its start"
-    if "cannot import" in says:
+    if says.startswith("ImportError: ") and demand.when == "import":
         effect = "importing it fails"
     wanted_here = f"{demand.of} {version} wants {demand.needs} {demand.specifiers}"
     if demand.when.startswith("fsdp"):
