@@ -116,8 +116,14 @@ def _probe(case: Case, wishes: Wishes, note: Waiting, *, commanded: bool) -> Obs
         note.clear()
         print("mgpu-doctor: interrupted; what the probe had started has been ended", file=sys.stderr)
         raise
-    # Nobody promised GPUs to a run that was told to leave them alone.
-    return replace(seen, promised_uuids=Unknown("--cpu leaves the GPUs alone")) if wishes.cpu else seen
+    if wishes.cpu:
+        # Nobody promised GPUs to a run that was told to leave them alone.
+        return replace(seen, promised_uuids=Unknown("--cpu leaves the GPUs alone"))
+    if launch is None and not seen.on_gpu and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        # A machine with GPUs promises them, also to workers that found none.
+        gpus = () if isinstance(case.facts.gpus, Unknown) else case.facts.gpus
+        return replace(seen, promised_uuids=tuple(gpu.uuid for gpu in gpus)) if gpus else seen
+    return seen
 
 
 def _launch(case: Case) -> Launch:

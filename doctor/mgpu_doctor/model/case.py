@@ -35,8 +35,8 @@ class Case:
 
     ``sources`` are the texts that the user gave; ``scripts`` every shell text
     read from them or followed from them; ``launches`` what their commands would
-    do, in order. ``mode`` is the verb (``check``, which ``probe`` is judged as, ``explain``, ``lint``): in ``lint`` only the
-    text is judged and nothing is known about the machine or the working directory.
+    do, in order. ``mode`` is the verb (``check``, ``explain``, ``lint``; a ``probe`` is judged as ``check``): in
+    ``lint`` only the text is judged and nothing is known about the machine or the working directory.
     """
 
     sources: tuple[Source, ...]
