@@ -236,11 +236,11 @@ class Measurement:
         for peer in self._usable():
             devices = peer.seen.get("devices") or ()
             if peer.ready.get("wrapped"):
-                count = len(devices) or peer.ready.get("count", 0)
+                count, index = len(devices) or peer.ready.get("count", 0), peer.ready.get("index")
+                local = peer.told.get("LOCAL_RANK")
                 self.notes.append(
-                    f"Local rank {peer.told.get('LOCAL_RANK')} has no device of its own, {count} being visible: it takes"
-                    f" cuda:{peer.ready.get('index')}, as accelerate does. A program that selects cuda:LOCAL_RANK itself"
-                    ' stops with "invalid device ordinal".'
+                    f"Local rank {local} has no device of its own, {count} being visible: it takes cuda:{index}, as accelerate does. A program that selects cuda:LOCAL_RANK itself stops with"
+                    ' "invalid device ordinal".'
                 )
             elif devices and not peer.ready.get("cuda_ok") and not self.session.cpu:
                 self.notes.append(
@@ -643,7 +643,7 @@ class Measurement:
         if not isinstance(self.facts.gpus, Unknown):
             for gpu in self.facts.gpus:
                 instances = () if isinstance(gpu.mig, Unknown) else gpu.mig
-                if gpu.uuid == uuid or uuid in instances:
+                if _bare(uuid) in [_bare(known) for known in (gpu.uuid, *instances) if isinstance(known, str)]:
                     return gpu.index
         return Unknown("no inventory of GPUs holds its UUID")
 
@@ -709,6 +709,11 @@ def _death(peer: Peer) -> str:
     if peer.exit_code is not None:
         return f"a process ended with status {peer.exit_code}"
     return "a process ended"
+
+
+def _bare(uuid: str) -> str:
+    """A UUID without the word in front."""
+    return uuid.lower().partition("-")[2]
 
 
 def _size(path: str) -> int:
