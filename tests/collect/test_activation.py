@@ -98,6 +98,7 @@ def place(tmp_path: Path) -> Path:
         ("nohup torchrun a.py &", None),
         ("uv run torchrun a.py", ".venv"),
         ("uv run --with rich torchrun a.py", Unknown),
+        ("source $VENV/bin/activate; uv run torchrun a.py", Unknown),
         ("source a/bin/activate; uv run torchrun a.py", "a"),
     ],
 )  # fmt: skip

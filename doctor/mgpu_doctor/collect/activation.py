@@ -351,15 +351,15 @@ def _uv(options: Mapping[str, str], place: str | None, variables: Mapping[str, s
     top: str | Unknown = _resolved(start, place) if start else (place or Unknown("the working directory is not known"))
     if isinstance(top, Unknown):
         return top
-    activated = variables.get("VIRTUAL_ENV") if active is None else active
+    activated = (variables.get("VIRTUAL_ENV") or None) if active is None else active
     project = None if "--no-project" in options else _uv_project(top)
-    if project is not None and not ("--active" in options and activated):
+    if project is not None and not ("--active" in options and activated is not None):
         named = variables.get("UV_PROJECT_ENVIRONMENT") or ".venv"
         environment = os.path.normpath(os.path.join(project, named))
         return _made(environment)
     if "--python" in options or "-p" in options or variables.get("UV_PYTHON"):
         return Unknown("uv chooses the interpreter by --python")
-    if activated:
+    if activated is not None:
         return activated if isinstance(activated, Unknown) else named_interpreter(_environment_of(activated))
     if variables.get("CONDA_PREFIX") and variables.get("CONDA_DEFAULT_ENV") not in ("base", "root"):
         return named_interpreter(variables["CONDA_PREFIX"])

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from shutil import which
 
 from mgpu_doctor.model.facts import PythonInfo
 from mgpu_doctor.model.known import Unknown
-from mgpu_doctor.model.record import dataclass
+from mgpu_doctor.model.record import dataclass, field
 
 COMMANDS = (
     "python",
@@ -47,12 +47,14 @@ class Interpreter:
     """An interpreter as its files show it.
 
     ``sites`` are the directories that it imports from, in its order (the standard library's left out);
-    ``added`` those that ``.pth`` files in them add. Without any, ``reason`` says why.
+    ``added`` those that ``.pth`` files in them add; ``names`` what lies in each of both, read once. Without any,
+    ``reason`` says why.
     """
 
     python: PythonInfo
     sites: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     reason: str = ""
 
 
@@ -144,8 +146,8 @@ def has_framework(interpreter: Interpreter) -> bool:
     wanted = tuple(f"{name}-" for name in _FRAMEWORKS)
     return any(
         name.lower().startswith(wanted) and name.endswith((".dist-info", ".egg-info"))
-        for site in (*interpreter.sites, *interpreter.added)
-        for name in names_in(site)
+        for names in interpreter.names.values()
+        for name in names
     )
 
 
@@ -208,7 +210,10 @@ def read_interpreter(executable: str, variables: Mapping[str, str]) -> Interpret
     sites = _sites(prefix, library, values, variables)
     info = PythonInfo(executable, prefix, _full_version(prefix, library, values))
     reason = "" if sites else f"no site-packages directory was found below {prefix}"
-    return Interpreter(info, sites, _added(sites), reason)
+    names = {site: names_in(site) for site in sites}
+    added = _added(names)
+    names.update((place, names_in(place)) for place in added)
+    return Interpreter(info, sites, added, names, reason)
 
 
 def _home(real: str, variables: Mapping[str, str]) -> str:
@@ -355,11 +360,11 @@ def _each_once(places: Iterable[str]) -> tuple[str, ...]:
     return tuple(found.values())
 
 
-def _added(sites: tuple[str, ...]) -> tuple[str, ...]:
+def _added(names: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The directories that ``.pth`` files add, as CPython's ``site.addpackage`` does; lines of code are left out."""
     found = []
-    for site in sites:
-        for name in sorted(name for name in names_in(site) if name.endswith(".pth") and not name.startswith(".")):
+    for site, inside in names.items():
+        for name in sorted(name for name in inside if name.endswith(".pth") and not name.startswith(".")):
             try:
                 with open(os.path.join(site, name), encoding="utf-8", errors="replace") as file:
                     lines = file.read(_LARGEST_TEXT).splitlines()
@@ -369,7 +374,7 @@ def _added(sites: tuple[str, ...]) -> tuple[str, ...]:
                 text = line.rstrip()
                 if text and not text.startswith(("#", "import ", "import\t")) and "\0" not in text:
                     found.append(os.path.join(site, text))
-    known = {os.path.realpath(site) for site in sites}
+    known = {os.path.realpath(site) for site in names}
     return tuple(place for place in _each_once(found) if os.path.isdir(place) and os.path.realpath(place) not in known)
 
 

@@ -63,9 +63,9 @@ def read_packages(interpreter: Interpreter) -> Installed:
     if unreadable:
         unknown = Unknown(f"{unreadable[0]} cannot be read")
         return Installed(unknown, unknown, unknown, unknown)
-    by_site = [distributions_in(site) for site in interpreter.sites]
+    by_site = [distributions_in(site, interpreter.names[site]) for site in interpreter.sites]
     found: dict[str, Distribution] = {}
-    for here in (*by_site, *(distributions_in(site) for site in interpreter.added)):
+    for here in (*by_site, *(distributions_in(site, interpreter.names[site]) for site in interpreter.added)):
         for name, distribution in here.items():
             found.setdefault(name, distribution)
     wanted = [found[name] for name in sorted(PACKAGES_OF_INTEREST & found.keys())]
@@ -79,17 +79,20 @@ def read_packages(interpreter: Interpreter) -> Installed:
 
 def normalise(name: str) -> str:
     """A distribution's name as package indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    plain = name.lower().replace("_", "-")
+    # Most names are done by now, and a pattern costs more than everything else that is done with them.
+    return re.sub(r"[-.]+", "-", plain) if "." in plain or "--" in plain else plain
 
 
-def distributions_in(site: str) -> dict[str, Distribution]:
-    """The distributions in one directory, by normalised name. What pip left behind (``~orch…``) is none.
+def distributions_in(site: str, names: Iterable[str]) -> dict[str, Distribution]:
+    """The distributions in one directory that holds these names, by normalised name.
 
-    Of several sets of metadata for one name the one that was written last counts: its files lie there.
+    What pip left behind (``~orch…``) is none. Of several sets of metadata for one name the one that was written last
+    counts: its files lie there.
     """
     found: dict[str, Distribution] = {}
     doubles: set[str] = set()
-    for entry in names_in(site):
+    for entry in names:
         if not entry.endswith(_KINDS) or entry.startswith(("~", ".", "-")):
             continue
         distribution = _distribution(site, entry)
