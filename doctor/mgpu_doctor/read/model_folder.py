@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Iterator, Mapping
 
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.model_folder import FileFault, ModelFolder
 from mgpu_doctor.model.record import dataclass
-from mgpu_doctor.read.safetensors import Header, foreign_start, read_header, unreadable
+from mgpu_doctor.read.safetensors import Header, foreign_start, read_header, regular_size, unreadable
 
 MOST_NAMES = 100_000
 MOST_SHARDS = 4096
@@ -90,10 +89,9 @@ def _object(full: str, name: str, names: frozenset[str]) -> _Json:
         return _Json()
     path = os.path.join(full, name)
     try:
+        if regular_size(path) is None:
+            return _Json(fault=FileFault(name, "unreadable", "is no regular file"))
         with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                return _Json(fault=FileFault(name, "unreadable", "is no regular file"))
             raw = file.read(LARGEST_JSON + 1)
     except (OSError, ValueError) as error:
         return _Json(fault=unreadable(name, path, error))
@@ -156,19 +154,17 @@ def _weight_file(path: str, name: str) -> Header | FileFault:
     if name.endswith(".safetensors"):
         return read_header(path, name)
     try:
+        size = regular_size(path)
+        if size is None:
+            return FileFault(name, "unreadable", "is no regular file")
         with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                return FileFault(name, "unreadable", "is no regular file")
             start = file.read(_START)
-            fault = foreign_start(start, name, status.st_size)
-            if fault is not None:
-                return fault
-            if start.startswith(b"PK\x03\x04"):
-                file.seek(max(0, status.st_size - _ZIP_TAIL))
+            fault = foreign_start(start, name, size)
+            if fault is None and start.startswith(b"PK\x03\x04"):
+                file.seek(max(0, size - _ZIP_TAIL))
                 if b"PK\x05\x06" not in file.read(_ZIP_TAIL):
-                    return FileFault(name, "cut", "is cut off: the archive has no end record")
-            return Header(status.st_size, None)
+                    fault = FileFault(name, "cut", "is cut off: the archive has no end record")
+            return Header(size, None) if fault is None else fault
     except (OSError, ValueError) as error:
         return unreadable(name, path, error)
 
@@ -180,11 +176,11 @@ def _small_faults(full: str, names: frozenset[str]) -> Iterator[FileFault]:
             continue
         path = os.path.join(full, name)
         try:
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):
+            size = regular_size(path)
+            if size is None:
                 continue
             with open(path, "rb") as file:
-                fault = foreign_start(file.read(_START), name, status.st_size)
+                fault = foreign_start(file.read(_START), name, size)
         except (OSError, ValueError) as error:
             fault = unreadable(name, path, error)
         if fault is not None:

@@ -47,13 +47,19 @@ class Header:
 def read_header(path: str, name: str) -> Header | FileFault:
     """What the beginning of a safetensors file tells; ``name`` is what a fault calls the file."""
     try:
+        size = regular_size(path)
+        if size is None:
+            return FileFault(name, "unreadable", "is no regular file")
         with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                return FileFault(name, "unreadable", "is no regular file")
-            return _judge(file, name, status.st_size)
+            return _judge(file, name, size)
     except (OSError, ValueError) as error:
         return unreadable(name, path, error)
+
+
+def regular_size(path: str) -> int | None:
+    """The size of a regular file in bytes; None for anything else, which must not be opened (a pipe would block)."""
+    status = os.stat(path)
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def unreadable(name: str, path: str, error: OSError | ValueError) -> FileFault:
@@ -93,7 +99,8 @@ def _judge(file: BinaryIO, name: str, size: int) -> Header | FileFault:
     if size < _LENGTH:
         return FileFault(name, "cut", f"has {size} bytes; the header alone takes more")
     length = int.from_bytes(start[:_LENGTH], "little")
-    if length > LARGEST_HEADER:
+    begins = start[_LENGTH:].lstrip()[:1]
+    if length > LARGEST_HEADER or (begins and begins != b"{"):
         return FileFault(name, "foreign", "does not begin like a safetensors file")
     if _LENGTH + length > size:
         return FileFault(name, "cut", f"ends after {amount(size)}, inside its header of {amount(length)}")
