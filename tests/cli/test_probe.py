@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,3 +300,32 @@ def test_a_terminal_sees_each_stage_and_an_interrupt_ends_everything(tmp_path: P
     assert re.search(r"probing \d/9: every process says who and where it is", text)
     assert text.endswith("\r\x1b[Kmgpu-doctor: interrupted; what the probe had started has been ended\r\n")
     assert [*tmp_path.iterdir()] == []
+
+
+def _torch_on_gpu() -> str | None:
+    """An interpreter whose torch sees a GPU; None without one."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    for name in (os.environ.get("MGPU_DOCTOR_TORCH_PYTHON"), sys.executable, shutil.which("python3")):
+        if name is None:
+            continue
+        asked = [name, "-c", "import torch; raise SystemExit(not torch.cuda.is_available())"]
+        if subprocess.run(asked, capture_output=True, check=False).returncode == 0:
+            return name
+    return None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("processes", "word", "code"), [("1", "SINGLE", 0), ("2", "SHARED", 1)])
+def test_ranks_on_one_real_gpu(run: Run, processes: str, word: str, code: int) -> None:
+    python = _torch_on_gpu()
+    if python is None:
+        pytest.skip("no torch that sees a GPU")
+    options = ("--nproc", processes, "--python", python, "--select", "MGD9", "--format", "json")
+    done = run("probe", *options, CUDA_VISIBLE_DEVICES="0")
+    document = json.loads(done.stdout)
+    assert (document["verdict"]["word"], done.returncode) == (word, code), done.stdout
+    found = [finding["code"] for finding in document["findings"]]
+    assert found == (["MGD901"] if word == "SHARED" else [])
+    factors = [one["together_ms"] / one["solo_ms"] for one in document["observation"]["ranks"] if "together_ms" in one]
+    assert all(factor > 1.5 for factor in factors)
