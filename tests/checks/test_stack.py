@@ -658,6 +658,7 @@ LAYOUTS: tuple[tuple[dict[str, str], bool], ...] = (
     ({"accelerate/notes.txt": ""}, False),
     ({"accelerate/part.py": ""}, False),
     ({"other/accelerate.py": ""}, False),
+    ({"lib/accelerate.py": ""}, True),
 )
 
 
@@ -677,13 +678,14 @@ def test_a_local_module_hides_the_library_where_python_takes_it(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     # A search path behind the script's directory, as site-packages is.
-    clean = {"PATH": os.defpath, "PYTHONPATH": str(tmp_path / "site")}
+    clean = {"PATH": os.defpath, "PYTHONPATH": f"lib:{tmp_path / 'site'}"}
     done = subprocess.run(
         [sys.executable, "train.py"], cwd=tmp_path / "job", env=clean, capture_output=True, text=True, check=False
     )
     assert (done.returncode != 0) is hides, done.stderr
     facts = {"packages": {"torch": "2.6.0", "accelerate": "1.7.0"}}
-    assert bool(found(package_shadowed, "python train.py", files={**files, "train.py": script}, facts=facts)) is hides
+    command = "PYTHONPATH=lib:/opt/site python train.py"
+    assert bool(found(package_shadowed, command, files={**files, "train.py": script}, facts=facts)) is hides
 
 
 def test_a_shadow_that_holds_what_the_program_takes_is_meant() -> None:

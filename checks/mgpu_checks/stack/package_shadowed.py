@@ -65,6 +65,11 @@ RULE = Rule(
             "torchrun --nproc_per_node 8 -m tools.train",
             {"tools/__init__.py": "", "tools/train.py": _ACCELERATOR, "accelerate/__init__.py": ""},
         ),
+        Example(
+            "PYTHONPATH=. adds the working directory",
+            "PYTHONPATH=. accelerate launch src/train.py",
+            {"src/train.py": _ACCELERATOR, "accelerate/__init__.py": ""},
+        ),
         Example("a copy in the user site", facts={"package_copies": {"transformers": _TWO}, "python": _CONDA}),
         Example(
             "a copy in PYTHONPATH",
@@ -216,19 +221,17 @@ def find(case: Case) -> Iterator[Finding]:
 def _beside(case: Case, launch: Launch) -> Iterator[tuple[str, Finding]]:
     """Local modules that hide what a program imports."""
     program = launch.target.program
-    if isinstance(program, Unknown) or launch.target.kind not in ("script", "module") or _is_safe(case, launch):
+    if isinstance(program, Unknown) or launch.target.kind not in ("script", "module"):
         return
-    place = _first_directory(launch)
-    if place is None:
-        return
-    for module in sorted(_imported(program)):
-        local = _local(case, launch, place, module)
-        if local is None or _is_source_tree(case, launch, place, module):
-            continue
-        if not _by_others(program, module) and not _lacks(case, launch, program, module, local):
-            continue
-        if MODULES[module] in case.require(case.facts.packages):
-            yield local, _beside_finding(launch, module, local)
+    for place in _first_directories(case, launch):
+        for module in sorted(_imported(program)):
+            local = _local(case, launch, place, module)
+            if local is None or _is_source_tree(case, launch, place, module):
+                continue
+            if not _by_others(program, module) and not _lacks(case, launch, program, module, local):
+                continue
+            if MODULES[module] in case.require(case.facts.packages):
+                yield local, _beside_finding(launch, module, local)
 
 
 def _is_safe(case: Case, launch: Launch) -> bool:
@@ -240,15 +243,19 @@ def _is_safe(case: Case, launch: Launch) -> bool:
     return "-P" in words or "-I" in words
 
 
-def _first_directory(launch: Launch) -> str | None:
-    """Where Python looks first: the script's directory, or with -m the working directory (as an empty text)."""
+def _first_directories(case: Case, launch: Launch) -> Iterator[str]:
+    """Where Python looks before the installed packages, as prefixes of paths; the working directory is empty.
+
+    The script's directory, or with -m the working directory; then the relative entries of PYTHONPATH.
+    """
     value = launch.target.value
-    if value is None:
-        return None
-    if launch.target.kind == "module":
-        return ""
-    folder = value.rpartition("/")[0]
-    return folder + "/" if folder else ""
+    if value is not None and not _is_safe(case, launch):
+        folder = "" if launch.target.kind == "module" else value.rpartition("/")[0]
+        yield folder + "/" if folder else ""
+    for entry in (variable(case, launch, "PYTHONPATH") or "").split(":"):
+        if entry and not entry.startswith(("/", "~")):
+            folder = entry.removeprefix("./").strip("/")
+            yield "" if folder in ("", ".") else folder + "/"
 
 
 def _imported(program: Program) -> set[str]:
@@ -319,9 +326,8 @@ def _beside_finding(launch: Launch, module: str, local: str) -> Finding:
     word = launch.target.word
     return report(
         RULE,
-        f"{shown} is imported instead of the installed {MODULES[module]}: Python looks "
-        f"{'in the working directory' if launch.target.kind == 'module' else 'beside the script'} first, for the "
-        "program and for every library that it uses.",
+        f"{shown} is imported instead of the installed {MODULES[module]}: Python looks there first, for the program "
+        "and for every library that it uses.",
         launch.command.locate(word.span) if word is not None else None,
         subject=shown,
         fix=Fix(f"rename {shown}", commands=()),
