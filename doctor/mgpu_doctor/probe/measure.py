@@ -239,7 +239,8 @@ class Measurement:
                 count, index = len(devices) or peer.ready.get("count", 0), peer.ready.get("index")
                 local = peer.told.get("LOCAL_RANK")
                 self.notes.append(
-                    f"Local rank {local} has no device of its own, {count} being visible: it takes cuda:{index}, as accelerate does. A program that selects cuda:LOCAL_RANK itself stops with"
+                    f"Local rank {local} has no device of its own, {count} being visible: it takes cuda:{index}, as"
+                    " accelerate does. A program that selects cuda:LOCAL_RANK itself stops with"
                     ' "invalid device ordinal".'
                 )
             elif devices and not peer.ready.get("cuda_ok") and not self.session.cpu:
