@@ -256,7 +256,8 @@ def _working(observation: Observation, launch: Launch | None) -> Verdict:
     untried = [name for name in _PROOF if not _is_ok(observation, name)]
     if observation.kind == "probe" and untried:
         text = f"{len(ranks)} processes on {len(ranks)} GPUs, but not everything was tried: {joined(untried)}"
-        return Verdict(UNKNOWN, text)
+        first = stage(observation, untried[0])
+        return Verdict(UNKNOWN, f"{text} ({first.detail.strip()})" if first is not None and first.detail else text)
     done = ", and all_reduce gives the right sum" if observation.kind == "probe" else ""
     return Verdict(MULTI, f"{len(ranks)} processes form one group, each works on a GPU of its own{done}")
 

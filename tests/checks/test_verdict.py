@@ -218,6 +218,20 @@ def test_the_other_machines_ranks_are_not_missed() -> None:
     assert judge(seen).word == BROKEN
 
 
+def test_one_process_on_each_of_two_machines_is_what_was_asked_for() -> None:
+    command = "accelerate launch --multi_gpu --num_machines 2 --machine_rank 0 --main_process_ip n0 --num_processes 2"
+    two_nodes = launch(f"{command} --main_process_port 29500 train.py")
+    verdict = judge(healthy(1, promised_processes=1), two_nodes)
+    assert (verdict.word, verdict.failed) == (SINGLE, False)
+
+
+def test_why_something_was_not_tried_is_said() -> None:
+    steps = tuple(replace(one, detail="this torch has no NCCL") for one in stages(collective="skipped"))
+    assert judge(healthy(2, stages=steps)).sentence.endswith(
+        "not everything was tried: collective (this torch has no NCCL)"
+    )
+
+
 def test_the_port_is_compared_where_the_launch_names_one() -> None:
     fixed = launch("accelerate launch --multi_gpu --num_processes 2 --main_process_port 29511 train.py")
     (port,) = (line for line in judge(healthy(2), fixed).comparisons if line.subject == "port")

@@ -208,8 +208,11 @@ def goes_direct(link: LinkSeen) -> bool | None:
 
 
 def asked_processes(launch: Launch | None) -> int | None:
-    """The number of processes that the command's own words ask a launcher for; None when they ask for none."""
-    if launch is None:
+    """The number of processes that the command's own words ask a launcher for; None when they ask for none.
+
+    None too for a command that is, or may be, for several machines: what is seen is one machine's share.
+    """
+    if launch is None or launch.nodes.known != 1:
         return None
     given = (layer.option(name) for layer in launch.layers for name in _COUNTS)
     values = [option.value or "" for option in given if option is not None]
