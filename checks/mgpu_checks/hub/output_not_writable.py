@@ -227,10 +227,11 @@ def _not_a_directory(case: Case, launch: Launch, name: str, path: str, place: Lo
 
 
 def _forbidden(case: Case, name: str, path: str, place: Location, storage: Storage) -> Finding | None:
-    if storage.writable is not False:
+    in_the_way = storage.kind == "file" and not storage.is_whole
+    if storage.writable is not False and not in_the_way:
         return None
     mode = f" ({storage.mode})" if isinstance(storage.mode, str) else ""
-    if storage.kind == "file" and not storage.is_whole:
+    if in_the_way:
         message = f"{path}, the {name}, cannot be made: {storage.existing} is a file."
     elif storage.is_whole:
         message = f"{path}, the {name}, may not be written to{mode}: the first checkpoint ends with Permission denied."

@@ -93,7 +93,7 @@ RULE = Rule(
             "under mpirun an Accelerator finds its rank in OMPI_COMM_WORLD_RANK or PMI_RANK, for CPUs",
         ),
         Reference(
-            "accelerate 0.30.1, 1.0.1, 1.7.0, 1.15.0, state.py PartialState.__init__(); transformers 4.40.0 and 4.52.4, "
+            "accelerate 0.30.1 to 1.15.0, state.py PartialState.__init__(); transformers 4.40.0 and 4.52.4, "
             "training_args.py _setup_devices()",
             "DeepSpeed is set up only where LOCAL_RANK is set, and with auto_mpi_discovery=False",
         ),
