@@ -83,6 +83,7 @@ PLAIN = {
     "conda": {"pytorch": "1.9.0=py3.8_cpu_0"},
     "torch_cuda": None,
     "torch_cxx11abi": False,
+    "extension_abis": {"flash_attn": True, "xformers": None},
     "nvcc": "12.1",
     "cuda_home": None,
     "env": {"CUDA_VISIBLE_DEVICES": "0,1", "WORLD_SIZE": 4, "GONE": None},
@@ -149,6 +150,7 @@ def test_plain_form(tmp_path: Path) -> None:
     }
     assert facts.interfaces == {"lo": "127.0.0.1", "ib0": ""}
     assert facts.reachable == {"huggingface.co": False}
+    assert facts.extension_abis == {"flash-attn": True}
     assert facts.other == {"rack": {"row": 3}}
 
 
@@ -246,7 +248,7 @@ def test_secrets_are_masked_when_read_and_when_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ('{"gpus": [\n  {"index": 0,}\n]}', ":2:15: not JSON"),
+        ('{"gpus": [\n  {"index": 0,}\n]}', ": not JSON: "),
         ("[1, 2]", "JSON object, not a list"),
         ('{"shm_gib": NaN}', "NaN"),
         ({"schema": 2}, "schema 2"),
