@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mgpu_doctor.model.rule import Example, Rule
 
@@ -65,7 +65,7 @@ def _example(example: Example) -> Iterator[str]:
     if example.observation is not None:
         yield "A probe that saw:"
         yield ""
-        yield from _fenced(json.dumps(dict(example.observation), ensure_ascii=False, indent=2), "json")
+        yield from _fenced("\n".join(_compact(example.observation)), "json")
     if example.facts is None:
         yield "Nothing is known about the machine."
         yield ""
@@ -73,6 +73,22 @@ def _example(example: Example) -> Iterator[str]:
         yield "On a machine with:"
         yield ""
         yield from _fenced(json.dumps(dict(example.facts), ensure_ascii=False, indent=2), "json")
+
+
+def _compact(document: Mapping[str, object]) -> Iterator[str]:
+    """JSON with one line for each key, and for each object of a list."""
+    yield "{"
+    last = len(document) - 1
+    for number, (key, value) in enumerate(document.items()):
+        comma = "," if number < last else ""
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            yield f"  {json.dumps(key)}: ["
+            rows = [f"    {json.dumps(item, ensure_ascii=False)}" for item in value]
+            yield ",\n".join(rows)
+            yield f"  ]{comma}"
+        else:
+            yield f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}{comma}"
+    yield "}"
 
 
 def _fenced(text: str, language: str) -> Iterator[str]:

@@ -76,7 +76,6 @@ def probed(devices: Iterable[int], /, stages: Mapping[str, str] | None = None, *
         ranks.append(
             {
                 "rank": rank,
-                "local_rank": rank,
                 "world_size": len(numbers),
                 "pid": 4000 + rank,
                 "host": "node1",
@@ -94,4 +93,3 @@ _OF_RANKS = frozenset(
     {"solo_ms", "together_ms", "state", "stage", "stack", "world_size", "rank", "uuid", "error"}
     | {"device_count", "device_name", "visible"}
 )
-_STAGES = ("start", "identity", "group", "device", "solo", "together", "collective", "links", "end")
