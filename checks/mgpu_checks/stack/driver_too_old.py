@@ -64,7 +64,7 @@ RULE = Rule(
             "the package cuda-compat lets newer toolkits run on older drivers of data-centre GPUs",
         ),
         Reference(
-            "torch 2.4.1 and 2.13.0, c10/cuda/CUDAFunctions.cpp device_count_impl()",
+            "pytorch commit 01a6a16d, c10/cuda/CUDAFunctions.cpp device_count_impl()",
             "cudaErrorInsufficientDriver: The NVIDIA driver on your system is too old (found version N)",
         ),
     ),
@@ -72,7 +72,7 @@ RULE = Rule(
     signatures=(
         Signature(
             r"The NVIDIA driver on your system is too old \(found version \d+\)",
-            "torch 2.13.0, c10/cuda/CUDAFunctions.cpp",
+            "pytorch commit 01a6a16d, c10/cuda/CUDAFunctions.cpp device_count_impl()",
             "RuntimeError: The NVIDIA driver on your system is too old (found version 10010). Please update your GPU "
             "driver by downloading and installing a new version",
         ),

@@ -72,6 +72,13 @@ RULE = Rule(
             "by the version's local part",
             facts={**_TORCH_24, "packages": {"torch": "2.4.1+cu121", "flash-attn": "2.8.3+cu12torch2.7cxx11abiFALSE"}},
         ),
+        Example(
+            "the C++ ABI that its library calls torch by",
+            facts={
+                **_wheel("flash_attn-2.6.3-cp310-cp310-linux_x86_64.whl"),
+                "extension_abis": {"flash-attn": True},
+            },
+        ),
     ),
     good=(
         Example(
@@ -82,6 +89,7 @@ RULE = Rule(
         ),
         Example("built on this machine", facts=_wheel("flash_attn-2.6.3-cp310-cp310-linux_x86_64.whl")),
         Example("the wheel is not known", facts=_TORCH_24),
+        Example("its library fits", facts={**_TORCH_24, "extension_abis": {"flash-attn": False}}),
         Example(
             "nothing runs on GPUs",
             "python a.py",
@@ -94,6 +102,11 @@ RULE = Rule(
             "flash-attn 2.6.3 and 2.8.3, setup.py get_wheel_url()",
             "the wheel's name holds CUDA, torch's major.minor, torch._C._GLIBCXX_USE_CXX11_ABI and the Python version; "
             "CUDA minor versions are compatible",
+        ),
+        Reference(
+            "torch 2.6.0+cu124 and 2.9.1+cu128, libc10.so; torchvision and xformers built for each, .dynstr",
+            "c10::Error::Error(SourceLocation, std::string) is exported for one C++ ABI alone, and extensions name it",
+            ran=True,
         ),
         Reference(
             "transformers 4.45.2, modeling_flash_attention_utils.py",
@@ -152,10 +165,15 @@ def find(case: Case) -> Iterator[Finding]:
         return
     wheels = case.facts.wheels
     name = None if isinstance(wheels, Unknown) else wheels.get("flash-attn")
-    if name is None and "+" not in installed:
+    abis = case.facts.extension_abis
+    abi = None if isinstance(abis, Unknown) else abis.get("flash-attn")
+    if name is None and abi is None and "+" not in installed:
         case.require(wheels)
         return
     tags = read_tags(name or installed)
+    if abi is not None:
+        # The library itself knows better than the wheel's name.
+        tags = Tags(tags.cuda, tags.torch, abi, tags.python)
     wrong = tuple(_contradictions(case, tags, packages.get("torch")))
     if not wrong:
         return
@@ -165,7 +183,10 @@ def find(case: Case) -> Iterator[Finding]:
         f'{_joined([here for _, here in wrong])}: importing it fails with "undefined symbol" or a missing module, '
         "also where transformers imports it without being asked.",
         subject=f"flash-attn {installed}",
-        evidence=(f"wheel {name}",) if name else (),
+        evidence=(
+            *((f"wheel {name}",) if name else ()),
+            *((f"its library calls torch by the names of {_abi(abi)}",) if abi is not None else ()),
+        ),
         fix=Fix(
             "reinstall flash-attn for this torch",
             commands=("pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation flash-attn",),

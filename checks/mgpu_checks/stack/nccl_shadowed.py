@@ -62,8 +62,8 @@ RULE = Rule(
             "CUDA_RPATHS holds $ORIGIN/../../nvidia/nccl/lib: NCCL comes from the package nvidia-nccl",
         ),
         Reference(
-            "torch 2.2.0+cu121, libtorch_cuda.so",
-            "calls ncclCommRegister, which NCCL has since 2.19: with an older libnccl the import fails",
+            "torch 2.2.0, torch/csrc/distributed/c10d/NCCLUtils.hpp NCCL_HAS_COMM_REGISTER",
+            "built with NCCL 2.19 or newer it calls ncclCommRegister, which an older libnccl does not have",
         ),
     ),
     fix="take the other NCCL out of LD_LIBRARY_PATH",
