@@ -84,9 +84,9 @@ def probed(devices: Iterable[int], /, stages: Mapping[str, str] | None = None, *
                 **{name: values[rank] for name, values in each.items() if isinstance(values, list)},
             }
         )
-    went = dict.fromkeys(_STAGES, "ok") | dict(stages or {})
-    steps = [{"name": name, "state": state} for name, state in went.items()]
-    return {"kind": "probe", "promised_processes": len(numbers), "ranks": ranks, "stages": steps, **over}
+    steps = [{"name": name, "state": state} for name, state in (stages or {}).items()]
+    seen: dict[str, object] = {"kind": "probe", "promised_processes": len(numbers), "ranks": ranks}
+    return {**seen, **({"stages": steps} if steps else {}), **over}
 
 
 _OF_RANKS = frozenset(

@@ -54,10 +54,6 @@ RULE = Rule(
             "deepspeed 0.16.9 and 0.19.8, launcher/launch.py sigkill_handler()",
             "'exits with return code = -9'",
         ),
-        Reference(
-            "Slurm, plugins/task/cgroup/task_cgroup_memory.c task_cgroup_memory_check_oom()",
-            "'Detected N oom_kill event in …'",
-        ),
     ),
     fix=(
         "let one rank at a time load, or load with low memory (safetensors, meta device); give the job more memory; "
