@@ -76,6 +76,7 @@ ANY_FACTS = st.builds(
             ("conda shebangs pci_acs services interfaces nccl_libraries", map_of(WORDS, WORDS)),
             ("infiniband", map_of(WORDS, st.sampled_from(["ACTIVE", "DOWN", ""]))),
             ("which", map_of(WORDS, st.none() | WORDS)),
+            ("extension_abis", map_of(NAMES, st.booleans())),
             ("package_requirements", map_of(NAMES, tuples_of(WORDS))),
             ("package_copies", map_of(NAMES, tuples_of(st.builds(PackageCopy, WORDS, WORDS)))),
             ("peer_access", map_of(PAIRS, WORDS)),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from environment_files import distribution, executable, make_site, make_venv, site_of
+from environment_files import distribution, executable, make_library, make_site, make_venv, site_of
 from mgpu_doctor.collect.interpreter import Interpreter, read_interpreter
 from mgpu_doctor.collect.packages import (
     Installed,
@@ -286,6 +286,29 @@ def test_name_of_a_wheel_that_pip_installed_from_a_file(tmp_path: Path) -> None:
         pytest.skip("this environment has no pip")
     assert done.returncode == 0, done.stderr
     assert wheel_name(one(site, "flash-attn")) == wheel.name
+
+
+OLD = b"_ZN3c106detail14torchCheckFailEPKcS2_jRKSs\0"
+NEW = b"_ZN3c105ErrorC2ENS_14SourceLocationENSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE\0"
+
+
+@pytest.mark.parametrize(
+    ("names", "abis"),
+    [(OLD, {"flash-attn": False}), (NEW, {"flash-attn": True}), (OLD + NEW, {}), (b"_ZNSt7__cxx11\0", {})],
+)
+def test_abi_of_an_extension(tmp_path: Path, names: bytes, abis: dict[str, bool]) -> None:
+    make_venv(tmp_path)
+    site = site_of(tmp_path)
+    record = "flash_attn/__init__.py,sha256=x,0\nflash_attn/gone.so,,\nflash_attn_2_cuda.cpython-311.so,sha256=x,1\n"
+    distribution(site, "flash_attn", "2.7.4", RECORD=record)
+    distribution(site, "numpy", "2.0.0", RECORD=record)
+    make_library(site / "flash_attn_2_cuda.cpython-311.so", sections={".dynstr": names})
+    assert installed(tmp_path).extension_abis == abis
+
+
+def test_an_extension_that_cannot_be_read(tmp_path: Path) -> None:
+    make_venv(tmp_path, "flash_attn-2.7.4")
+    assert installed(tmp_path).extension_abis == {}
 
 
 def test_conda(tmp_path: Path) -> None:

@@ -106,7 +106,6 @@ RULE = Rule(
         Reference(
             "torch 2.6.0+cu124 and 2.9.1+cu128, libc10.so; torchvision and xformers built for each, .dynstr",
             "c10::Error::Error(SourceLocation, std::string) is exported for one C++ ABI alone, and extensions name it",
-            ran=True,
         ),
         Reference(
             "transformers 4.45.2, modeling_flash_attention_utils.py",

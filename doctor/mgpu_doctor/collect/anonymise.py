@@ -326,6 +326,8 @@ _SPECIAL: Mapping[str, Callable[[_StandIns, Any], Any]] = {
     "gpu_processes": _processes,
     "ports_in_use": _holders,
     "accelerate_default_config": _configuration,
-    **dict.fromkeys(("packages", "package_requirements", "package_copies", "wheels", "conda"), _distributions),
+    **dict.fromkeys(
+        ("packages", "package_requirements", "package_copies", "wheels", "conda", "extension_abis"), _distributions
+    ),
 }
 """Facts that are treated by what they mean, not only by what their texts look like."""

@@ -165,6 +165,7 @@ _KEYS: Mapping[str, tuple[str, Reader]] = {
     "conda": ("conda", form.read_texts),
     "torch_cuda": ("torch_cuda", form.read_text),
     "torch_cxx11abi": ("torch_cxx11abi", form.read_flag),
+    "extension_abis": ("extension_abis", form.read_flags),
     "torch_archs": ("torch_archs", form.read_text_list),
     "torch_nccl": ("torch_nccl", form.read_text),
     "nccl_libraries": ("nccl_libraries", form.read_nccl_libraries),

@@ -130,6 +130,12 @@ def read_packages(value: Any, key: str) -> dict[str, str]:
     return {_normalised(name): version for name, version in read_texts(value, key).items()}
 
 
+def read_flags(value: Any, key: str) -> dict[str, bool]:
+    """``{distribution: true or false}``, the names normalised; null for one of which that is not known."""
+    found = _object(value, key).items()
+    return {_normalised(name): read_flag(item, f"{key}.{name}") for name, item in found if item is not None}
+
+
 def _normalised(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
 

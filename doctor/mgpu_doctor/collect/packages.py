@@ -51,6 +51,7 @@ class Installed:
     packages: Mapping[str, str] | Unknown
     package_copies: Mapping[str, tuple[PackageCopy, ...]] | Unknown
     package_requirements: Mapping[str, tuple[str, ...]] | Unknown
+    extension_abis: Mapping[str, bool] | Unknown
     wheels: Mapping[str, str] | Unknown
 
 
@@ -58,11 +59,13 @@ def read_packages(interpreter: Interpreter) -> Installed:
     """Everything that is installed for an interpreter; Unknown where its directories are not known or not readable."""
     if not interpreter.sites:
         unknown = Unknown(interpreter.reason or "no directory of packages is known")
-        return Installed(unknown, unknown, unknown, unknown)
+        return Installed(unknown, unknown, unknown, unknown, unknown)
     unreadable = [site for site in interpreter.sites if not os.access(site, os.R_OK | os.X_OK)]
     if unreadable:
         unknown = Unknown(f"{unreadable[0]} cannot be read")
-        return Installed(unknown, unknown, unknown, unknown)
+        return Installed(unknown, unknown, unknown, unknown, unknown)
+    from mgpu_doctor.collect.extensions import extension_abis
+
     by_site = [distributions_in(site, interpreter.names[site]) for site in interpreter.sites]
     found: dict[str, Distribution] = {}
     for here in (*by_site, *(distributions_in(site, interpreter.names[site]) for site in interpreter.added)):
@@ -73,6 +76,7 @@ def read_packages(interpreter: Interpreter) -> Installed:
         {name: distribution.version for name, distribution in found.items()},
         copies_among(by_site),
         _requirements(wanted, interpreter),
+        extension_abis(wanted),
         {item.name: wheel for item in wanted if (wheel := wheel_name(item)) is not None},
     )
 

@@ -238,6 +238,9 @@ class Facts:
     """Whose job this process is part of: ``slurm``, ``pbs``, ``lsf``, ``kubernetes``; None outside any."""
     hub_cache_path: str | Unknown = NOT_LOOKED
     """Where the hub's cache lies under the variables in force."""
+    extension_abis: Mapping[str, bool] | Unknown = NOT_LOOKED
+    """Whether installed extensions of torch (``flash-attn``) were built with the C++11 ABI; those that do not tell are
+    absent. One that differs from ``torch_cxx11abi`` cannot be loaded."""
 
     def gpu(self, index: int) -> Gpu | None:
         """The GPU with this nvidia-smi index, None when there is no such or no inventory."""
