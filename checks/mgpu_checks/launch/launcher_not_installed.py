@@ -169,11 +169,22 @@ def _judge(case: Case, launch: Launch, layer: Layer, word: Word) -> Finding | No
         if place is None:
             return _missing(case, launch, word, text, told=text in which)
         path = place
-    mode = None if isinstance(case.facts.paths, Unknown) else case.facts.paths.get(path)
-    if mode is not None and isinstance(mode.mode, str) and mode.mode.startswith("-") and "x" not in mode.mode:
-        fix = Fix("Make it executable", commands=(f"chmod +x {path}",))
-        return _report(launch, word, f"{path} is not executable ({mode.mode}): 'Permission denied'", fix)
+    mode = _mode(case, launch, path)
+    if mode is not None and mode.startswith("-") and "x" not in mode:
+        return _without_permission(launch, word, path, mode)
     return _left_over(case, launch, word, path) or _of_nothing(case, launch, word, text.rsplit("/", 1)[-1], path)
+
+
+def _mode(case: Case, launch: Launch, path: str) -> str | None:
+    """The rights on a file as ``ls -l`` writes them; None when they are not known."""
+    storage = case.workspace.storage(path, launch.command.directory)
+    known = not isinstance(storage, Unknown) and storage.is_whole and isinstance(storage.mode, str)
+    return str(storage.mode) if known and not isinstance(storage, Unknown) else None
+
+
+def _without_permission(launch: Launch, word: Word, path: str, mode: str) -> Finding:
+    fix = Fix("Make it executable", commands=(f"chmod +x {path}",))
+    return _report(launch, word, f"{path} is not executable ({mode}): 'Permission denied'", fix)
 
 
 def _left_over(case: Case, launch: Launch, word: Word, path: str) -> Finding | None:
@@ -226,7 +237,14 @@ def _missing(case: Case, launch: Launch, word: Word, name: str, *, told: bool) -
     if owner in case.facts.packages:
         if case.facts.origin != THIS_MACHINE and not told:
             return None
+        prefix = case.facts.python.prefix
+        beside = "" if isinstance(prefix, Unknown) else f"{prefix}/bin/{name}"
+        mode = _mode(case, launch, beside) if beside else None
+        if mode is not None and mode.startswith("-") and "x" not in mode:
+            return _without_permission(launch, word, beside, mode)
         message = f"{name} is not on PATH, although {owner} {case.facts.packages[owner]} is installed"
+        if mode is not None:
+            return _report(launch, word, f"{message}: it is {beside}", Fix(f"Put {beside.rpartition('/')[0]} on PATH"))
         return _report(launch, word, message, Fix("Activate its environment, or start it as python -m …"))
     if case.mode != "check" and "torch" not in case.facts.packages:
         # A machine without torch is where the command is read, not where it is meant to run.
