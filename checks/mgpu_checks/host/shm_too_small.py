@@ -112,7 +112,7 @@ RULE = Rule(
         Signature(
             r"Error while (?:creating|attaching to) shared memory segment \S*nccl-",
             "NCCL 2.4.7 include/shm.h to 2.28.9 misc/shmutils.cc",
-            "Error while creating shared memory segment /dev/shm/nccl-a81kQx (size 7340384)",
+            "Error while creating shared memory segment /dev/shm/nccl-4VdX1p (size 9637888)",
         ),
         Signature(
             r"failed to extend /dev/shm/nccl-\S+ to \d+ bytes",
@@ -123,6 +123,12 @@ RULE = Rule(
             r"Call to posix_fallocate failed ?: No space left on device",
             "NCCL 2.4.7, include/shm.h and include/core.h SYSCHECK",
             "node3:411:601 [1] include/shm.h:28 NCCL WARN Call to posix_fallocate failed : No space left on device",
+        ),
+        Signature(
+            r"unable to allocate shared memory\(shm\) for file </torch_",
+            "torch 2.11.0, data loader workers with a /dev/shm of 64 MB (ran)",
+            "RuntimeError: unable to allocate shared memory(shm) for file </torch_1051_1824784400_0>: Resource "
+            "temporarily unavailable (11)",
         ),
         Signature(
             r"might be caused by insufficient shared memory \(shm\)",
