@@ -329,3 +329,13 @@ def test_ranks_on_one_real_gpu(run: Run, processes: str, word: str, code: int) -
     assert found == (["MGD901"] if word == "SHARED" else [])
     factors = [one["together_ms"] / one["solo_ms"] for one in document["observation"]["ranks"] if "together_ms" in one]
     assert all(factor > 1.5 for factor in factors)
+
+
+def test_a_terminal_without_these_signs_still_tells_good_from_bad(
+    run: Run, saved: Callable[[Observation], str]
+) -> None:
+    done = run("probe", "--from", saved(SHARED), "--format", "rich", PYTHONIOENCODING="ascii")
+    assert "  +   rank 0      GPU-00000000   GPU 0 (GPU-00000000)\n" in done.stdout
+    assert "  x   rank 1      GPU-00000001   GPU 0 (GPU-00000000)\n" in done.stdout
+    assert "  rank 1              #            -\n" in done.stdout
+    assert "?" not in done.stdout

@@ -24,13 +24,25 @@ def chosen_format(asked: str | None) -> str:
     return "rich" if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else "plain"
 
 
+_PLAINER = str.maketrans("✓✗●■○·█▉▊▋▌▍▎▏─│└├×→…“”", '+xo#-.########-|``x>.""')
+"""What stands for our own signs where the terminal has no word for them."""
+
+
+def _writable(text: str, encoding: str) -> str:
+    """The text as far as an encoding goes: an ASCII or Latin-1 terminal gets plainer signs, never a traceback."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_PLAINER).encode(encoding, "replace").decode(encoding)
+    return text
+
+
 def emit(text: str) -> None:
     """Write text to standard output; leave quietly when the reader has gone."""
     try:
         stream = sys.stdout
         encoding = stream.encoding or "utf-8"
-        # An ASCII or Latin-1 terminal gets question marks, never a traceback.
-        stream.write(text.encode(encoding, "replace").decode(encoding))
+        stream.write(_writable(text, encoding))
         stream.flush()
     except BrokenPipeError:
         # What is still buffered must not be flushed into the closed pipe at exit.
