@@ -114,7 +114,7 @@ RULE = Rule(
         Signature(
             r"Installed CUDA version \S+ does not match the version torch was compiled with \S+ unable to compile",
             "deepspeed 0.6.7 … 0.19.8, op_builder/builder.py assert_no_cuda_mismatch()",
-            "Exception: Installed CUDA version 11.2 does not match the version torch was compiled with 10.2, unable to "
+            "Exception: Installed CUDA version 12.4 does not match the version torch was compiled with 11.8, unable to "
             "compile cuda/cpp extensions without a matching cuda version.",
         ),
         Signature(

@@ -73,7 +73,7 @@ RULE = Rule(
         Signature(
             r"The NVIDIA driver on your system is too old \(found version \d+\)",
             "pytorch commit 01a6a16d, c10/cuda/CUDAFunctions.cpp device_count_impl()",
-            "RuntimeError: The NVIDIA driver on your system is too old (found version 10010). Please update your GPU "
+            "RuntimeError: The NVIDIA driver on your system is too old (found version 11040). Please update your GPU "
             "driver by downloading and installing a new version",
         ),
         Signature(

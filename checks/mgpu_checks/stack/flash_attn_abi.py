@@ -69,10 +69,6 @@ RULE = Rule(
             facts=_wheel("flash_attn-2.6.3+cu118torch2.4cxx11abiFALSE-cp310-cp310-linux_x86_64.whl"),
         ),
         Example(
-            "by what its library calls",
-            facts={**_TORCH_24, "extension_abis": {"flash-attn": True}},
-        ),
-        Example(
             "by the version's local part",
             facts={**_TORCH_24, "packages": {"torch": "2.4.1+cu121", "flash-attn": "2.8.3+cu12torch2.7cxx11abiFALSE"}},
         ),
@@ -93,7 +89,6 @@ RULE = Rule(
         ),
         Example("built on this machine", facts=_wheel("flash_attn-2.6.3-cp310-cp310-linux_x86_64.whl")),
         Example("the wheel is not known", facts=_TORCH_24),
-        Example("its library fits", facts={**_TORCH_24, "extension_abis": {"flash-attn": False}}),
         Example("its library fits", facts={**_TORCH_24, "extension_abis": {"flash-attn": False}}),
         Example(
             "nothing runs on GPUs",
@@ -169,15 +164,15 @@ def find(case: Case) -> Iterator[Finding]:
         return
     wheels = case.facts.wheels
     name = None if isinstance(wheels, Unknown) else wheels.get("flash-attn")
-    symbols = case.facts.extension_abis
-    seen = None if isinstance(symbols, Unknown) else symbols.get("flash-attn")
-    if name is None and seen is None and "+" not in installed:
+    abis = case.facts.extension_abis
+    abi = None if isinstance(abis, Unknown) else abis.get("flash-attn")
+    if name is None and abi is None and "+" not in installed:
         case.require(wheels)
         return
     tags = read_tags(name or installed)
-    if seen is not None:
-        # What its libraries call tells more than a name: it may have been built here.
-        tags = Tags(tags.cuda, tags.torch, seen, tags.python)
+    if abi is not None:
+        # The library itself knows better than the wheel's name.
+        tags = Tags(tags.cuda, tags.torch, abi, tags.python)
     wrong = tuple(_contradictions(case, tags, packages.get("torch")))
     if not wrong:
         return
