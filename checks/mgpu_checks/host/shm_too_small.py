@@ -122,7 +122,7 @@ RULE = Rule(
         Signature(
             r"Call to posix_fallocate failed ?: No space left on device",
             "NCCL 2.4.7, include/shm.h and include/core.h SYSCHECK",
-            "node3:411:601 [1] include/shm.h:28 NCCL WARN Call to posix_fallocate failed : No space left on device",
+            "host1:2201:2240 [0] include/shm.h:28 NCCL WARN Call to posix_fallocate failed : No space left on device",
         ),
         Signature(
             r"unable to allocate shared memory\(shm\) for file </torch_",

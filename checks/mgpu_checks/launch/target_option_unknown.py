@@ -175,7 +175,7 @@ RULE = Rule(
         Signature(
             r"Some keys are not used by the HfArgumentParser",
             "transformers 4.52.4, hf_argparser.py parse_dict()",
-            "ValueError: Some keys are not used by the HfArgumentParser: ['split']",
+            "ValueError: Some keys are not used by the HfArgumentParser: ['shuffle_all']",
         ),
         Signature(
             r"Got unknown args, potentially deprecated arguments",
