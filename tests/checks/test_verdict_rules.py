@@ -189,7 +189,7 @@ def test_a_slow_card_is_named_with_what_is_known_of_it() -> None:
         for n, uuid in enumerate(UUIDS)
     )
     holders = (GpuProcess(2, 99, "python other.py"),)
-    ranks = tuple(rank(n, 4, solo_ms=2.0 if n == 2 else 1.0) for n in range(4))
+    ranks = tuple(rank(n, 4, solo_ms=2.0 if n == 2 else 1.0, together_ms=2.0 if n == 2 else 1.0) for n in range(4))
     facts = replace(MACHINE, gpus=gpus, gpu_processes=holders)
     finding = only(slow_rank, healthy(4, ranks=ranks), None, facts)
     assert finding.severity is Severity.WARNING
@@ -204,13 +204,13 @@ def test_a_slow_card_is_named_with_what_is_known_of_it() -> None:
 
 
 def test_of_two_ranks_nobody_is_blamed() -> None:
-    ranks = (rank(0, solo_ms=1.0), rank(1, solo_ms=1.5))
+    ranks = (rank(0, solo_ms=1.0, together_ms=1.0), rank(1, solo_ms=1.5, together_ms=1.5))
     assert "of two alone one cannot tell which is out of order" in only(slow_rank, healthy(2, ranks=ranks)).message
 
 
 def test_cards_of_different_models_may_differ() -> None:
     names = ("NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 3090")
-    ranks = tuple(rank(n, solo_ms=1.0 + n, device_name=names[n]) for n in range(2))
+    ranks = tuple(rank(n, solo_ms=1.0 + n, together_ms=1.0 + n, device_name=names[n]) for n in range(2))
     assert only(slow_rank, healthy(2, ranks=ranks)).severity is Severity.ADVICE
 
 

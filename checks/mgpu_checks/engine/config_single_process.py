@@ -126,12 +126,17 @@ def find(case: Case) -> Iterator[Finding]:
 
 
 def _seen(case: Case) -> Iterator[Finding]:
-    """One process of a launch that asks for several and sees several GPUs: only a configuration file makes it so."""
+    """One process of a launch that asks for several and sees several GPUs: only a configuration file makes it so.
+
+    A file that can be read is judged by what it says; this is for one that cannot.
+    """
     launch, seen = launch_of(case), case.observation
     layer = launch.layer("accelerate") if launch is not None else None
     if launch is None or layer is None or seen is None or not seen.on_gpu or len(seen.ranks) != 1:
         return
     if layer.option("cpu") is not None or any(layer.option(name) is not None for name in SWITCHES):
+        return
+    if layer.config is None and not isinstance(case.facts.accelerate_default_config, Unknown):
         return
     (rank,) = seen.ranks
     asked = observed.asked_processes(launch)

@@ -56,6 +56,12 @@ RULE = Rule(
             observation=probed([0, 1], solo_ms=[1.4, 1.6], device_name=["NVIDIA A100-SXM4-80GB"] * 2),
         ),
         Example(
+            "slow alone, and as fast as the others when all work: it was waking up",
+            observation=probed(
+                [0, 1], solo_ms=[1.4, 2.6], together_ms=[1.4, 1.4], device_name=["NVIDIA A100-SXM4-80GB"] * 2
+            ),
+        ),
+        Example(
             "ranks on one card are another cause",
             observation=probed([0, 0], solo_ms=[1.4, 2.6]),
         ),
@@ -90,8 +96,15 @@ def find(case: Case) -> Iterator[Finding]:
         return
     for rank, time in timed:
         others = observed.middle(other for peer, other in timed if peer is not rank)
-        if time >= _SLOW * others:
+        if time >= _SLOW * others and _is_slow_together(rank, ranks):
             yield _finding(case, seen, rank, time, others, of_two=len(timed) == 2)
+
+
+def _is_slow_together(rank: RankSeen, ranks: tuple[RankSeen, ...]) -> bool:
+    """Whether it is slower than its peers while all work, too: what was slow once may have been waking up."""
+    own = observed.together_ms(rank)
+    peers = [time for peer in ranks if peer is not rank and (time := observed.together_ms(peer)) is not None]
+    return own is None or not peers or own >= _SLOW * observed.middle(peers)
 
 
 def _finding(case: Case, seen: Observation, rank: RankSeen, time: float, others: float, *, of_two: bool) -> Finding:

@@ -166,10 +166,18 @@ def contention(rank: RankSeen) -> float | None:
 
 def solo_ms(rank: RankSeen) -> float | None:
     """Milliseconds of a process's work alone; None when not measured, or too short to mean anything."""
-    solo = rank.solo_ms
-    if isinstance(solo, Unknown) or not math.isfinite(solo) or solo < _SHORTEST_MS:
+    return _meaning(rank.solo_ms)
+
+
+def together_ms(rank: RankSeen) -> float | None:
+    """Milliseconds of the same work while all work; None when not measured, or too short to mean anything."""
+    return _meaning(rank.together_ms)
+
+
+def _meaning(time: float | Unknown) -> float | None:
+    if isinstance(time, Unknown) or not math.isfinite(time) or time < _SHORTEST_MS:
         return None
-    return solo
+    return time
 
 
 def middle(values: Iterable[float]) -> float:

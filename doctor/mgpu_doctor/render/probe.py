@@ -293,7 +293,7 @@ def unexplained(report: Report) -> str | None:
     if report.verdict is None or not report.verdict.failed or report.findings:
         return None
     observation = report.case.observation
-    said = () if observation is None else (*observation.output, observation.launcher_error or "")
+    said = () if observation is None else (*observation.output, *(rank.error or "" for rank in observation.ranks))
     if any("No module named 'torch'" in line for line in said):
         return "the interpreter that runs the workers has no torch: --python PATH names one that has"
     return "no rule knows the cause; what was seen is above, and --save FILE keeps all of it"
