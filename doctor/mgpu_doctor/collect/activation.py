@@ -14,6 +14,7 @@ from shutil import which
 from mgpu_doctor.collect.interpreter import launcher_interpreter, named_interpreter
 from mgpu_doctor.model.command import Command, Word, Wrapper
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass
 
 _CONDAS = frozenset({"conda", "mamba", "micromamba"})
@@ -31,12 +32,12 @@ _LAUNCHERS = frozenset(
         "axolotl",
     }
 )
-_INTERPRETER = re.compile(r"(?:python|pypy)[\d.]*t?")
+_INTERPRETER = pattern(r"(?:python|pypy)[\d.]*t?")
 _LOADING = frozenset({"load", "add", "swap", "switch", "restore", "try-load"})
 _MODULE_COMMANDS = _LOADING | frozenset(
     {"purge", "unload", "rm", "del", "list", "avail", "av", "spider", "show", "use", "unuse", "save", "help", "reset"}
 )
-_NO_PYTHON = re.compile(
+_NO_PYTHON = pattern(
     r"(?:.*/)?(?:cuda|cudnn|nccl|gcc|gnu|openmpi|mpich|intel-?mpi|cmake|git|slurm|ninja|ucx|libfabric|aws-ofi-nccl|libaio"
     r"|ffmpeg|singularity|apptainer|java|zlib|hwloc|proxy)(?:toolkit)?(?:[-_/.\d].*)?$",
     re.IGNORECASE,
@@ -44,7 +45,7 @@ _NO_PYTHON = re.compile(
 """Names of modules that bring no interpreter."""
 
 _MAKE_ENVIRONMENTS = frozenset({"venv", "virtualenv", "pip", "ensurepip"})
-_ELSEWHERE = re.compile(
+_ELSEWHERE = pattern(
     r"(?:docker|podman|nerdctl|nvidia-docker|docker-compose|singularity|apptainer|enroot|kubectl|oc|ssh)\b"
 )
 _OTHER_TOOLS = frozenset(

@@ -7,10 +7,10 @@ Looked at: torchvision 0.14.1, 0.21.0 and xformers 0.0.29.post3 (before C++11), 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 
 from mgpu_doctor.collect.packages import Distribution
+from mgpu_doctor.model.pattern import pattern
 
 EXTENSIONS = frozenset(
     {"causal-conv1d", "flash-attn", "flash-attn-3", "mamba-ssm", "torchaudio", "torchvision", "vllm", "xformers"}
@@ -20,7 +20,7 @@ EXTENSIONS = frozenset(
 _LARGEST_RECORD = 4 * 1024 * 1024
 _MOST_NAMES = 16 * 1024 * 1024
 _MOST_LIBRARIES = 8
-_CALLED = re.compile(
+_CALLED = pattern(
     rb"_ZN3c10(?:5ErrorC[12]ENS_14SourceLocationE|6detail14torchCheckFailEPKcS2_jRK)(Ss|NSt7__cxx1112basic_string)"
 )
 """``c10::Error::Error(SourceLocation, std::string)`` and ``c10::detail::torchCheckFail(…, const std::string&)``."""

@@ -13,6 +13,7 @@ from shutil import which
 
 from mgpu_doctor.model.facts import PythonInfo
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass, field
 
 COMMANDS = (
@@ -37,7 +38,7 @@ COMMANDS = (
 
 _ENVIRONMENT_COMMANDS = ("accelerate", "torchrun", "deepspeed", "llamafactory-cli", "swift")
 _FRAMEWORKS = ("torch", "accelerate", "deepspeed", "transformers", "llamafactory")
-_INTERPRETER_NAME = re.compile(r"(?:python|pypy)(\d+(?:\.\d+)?t?)?(?:\.exe)?")
+_INTERPRETER_NAME = pattern(r"(?:python|pypy)(\d+(?:\.\d+)?t?)?(?:\.exe)?")
 _LARGEST_SCRIPT = 8192
 _LARGEST_TEXT = 65536
 

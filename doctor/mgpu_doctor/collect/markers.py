@@ -11,12 +11,13 @@ import re
 import sys
 from collections.abc import Mapping
 
+from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.version import version_key
 
-_TOKEN = re.compile(
+_TOKEN = pattern(
     r"\s*(?:(?P<open>\()|(?P<close>\))|(?P<text>'[^']*'|\"[^\"]*\")|(?P<order><=|>=|==|!=|<|>)|(?P<word>[A-Za-z_.]+))"
 )
-_PLAIN_VERSION = re.compile(r"\d+(?:\.\d+)*\Z")
+_PLAIN_VERSION = pattern(r"\d+(?:\.\d+)*\Z")
 _VERSIONS = frozenset({"python_version", "python_full_version", "implementation_version"})
 
 

@@ -283,7 +283,9 @@ def requirements_of(distribution: Distribution, counts: Callable[[str], bool]) -
             text, _, marker = line[14:].partition(" ;")
         if marker.strip() and not counts(marker.strip()):
             continue
-        found.append(re.sub(r"\s*\(([^()]*)\)\s*$", r"\1", text).strip())
+        if "(" in text:
+            text = re.sub(r"\s*\(([^()]*)\)\s*$", r"\1", text)
+        found.append(text.strip())
     return tuple(found)
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass
 
 NO_TORCH = Unknown("torch was not found")
@@ -17,9 +18,9 @@ NOT_CUDA = "torch was built for ROCm, not for CUDA"
 
 _MOST_NAMES = 4 * 1024 * 1024
 _MOST_TEXTS = 32 * 1024 * 1024
-_ARCHITECTURES = re.compile(rb"((?:(?:sm|compute)_\d{2,3}[af]?)(?: (?:sm|compute)_\d{2,3}[af]?)*)\0")
+_ARCHITECTURES = pattern(rb"((?:(?:sm|compute)_\d{2,3}[af]?)(?: (?:sm|compute)_\d{2,3}[af]?)*)\0")
 _ARCHITECTURE = b"sm_"
-_NCCL_VERSION = re.compile(rb"NCCL version (\d+\.\d+(?:\.\d+)?)")
+_NCCL_VERSION = pattern(rb"NCCL version (\d+\.\d+(?:\.\d+)?)")
 _NCCL_NAME = "libnccl.so.2"
 _CUDA_LIBRARIES = ("libtorch_cuda.so", "libtorch_cuda_cpp.so")
 """The libraries that may hold or need NCCL: torch 1.13 kept it in the second."""
