@@ -110,6 +110,11 @@ RULE = Rule(
     fix="Activate the environment that holds the launcher, or install it there",
     signatures=(
         Signature(
+            r"^failed to create process\.?$",
+            "setuptools 47.1.0 and 65.5.0, launcher.c: a console script on Windows whose interpreter is not there",
+            "failed to create process.",
+        ),
+        Signature(
             r"(?:^|[\s:/])(?:accelerate|accelerate-launch|torchrun|deepspeed|llamafactory-cli|lmf|swift|ds): "
             r"(?:command )?not found",
             "bash 5.2 and dash 0.5.12",
