@@ -127,6 +127,7 @@ def test_what_broke_shows_its_last_words_and_nothing_of_them_is_obeyed() -> None
         assert "hf_abc" not in text
         assert "first" not in text
         assert "no rule knows the cause" in text
+        assert "nothing found" not in text
     assert "line 19" not in drawn(healthy(1, output=output))
 
 

@@ -88,9 +88,15 @@ def print_probed(
     from mgpu_doctor.render.probe import unexplained, unlooked
 
     _print_seen(console, report)
-    _print_findings(console, report)
-    for line in filter(None, (unexplained(report), unlooked(report))):
-        console.print(Text(line, "dim"))
+    mystery = unexplained(report)
+    if mystery is None:
+        _print_findings(console, report)
+    else:
+        for line in (*(f"✗ {line}" for line in incomplete_lines(report)), mystery):
+            console.print(Text(line, "red"))
+    skipped = unlooked(report)
+    if skipped is not None:
+        console.print(Text(skipped, "dim"))
     if corrected is not None:
         _print_corrected(console, corrected, tuple(remaining), probed=True)
 

@@ -73,8 +73,12 @@ def probed_lines(report: Report, corrected: str | None = None, remaining: Iterab
     from mgpu_doctor.render.probe import unexplained, unlooked
 
     yield from _seen_lines(report)
-    yield from _finding_blocks(report)
-    yield from filter(None, (unexplained(report), unlooked(report)))
+    mystery = unexplained(report)
+    if mystery is None:
+        yield from _finding_blocks(report)
+    else:
+        yield from (*(f"mgpu-doctor: {line}" for line in incomplete_lines(report)), mystery)
+    yield from filter(None, (unlooked(report),))
     if corrected is not None:
         yield ""
         yield from _corrected_lines(corrected, tuple(remaining), probed=True)

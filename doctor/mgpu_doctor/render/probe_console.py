@@ -153,6 +153,11 @@ def _print_timings(console: Console, observation: Observation) -> None:
     rows = probe.timings(observation)
     if not rows:
         return
+    if all(row.together is None for row in rows):
+        times = ", ".join(f"{row.name} {row.alone:.2f} ms" for row in rows if row.alone is not None)
+        console.print(Padding(Text.assemble(("work alone  ", "dim"), times), (0, 0, 0, 2)))
+        console.print()
+        return
     longest = max(value for row in rows for value in (row.alone, row.together) if value is not None)
     names = max(len(row.name) for row in rows)
     room = min(_BAR, (console.width - names - 40) // 2)
@@ -229,10 +234,18 @@ def _print_steps(console: Console, observation: Observation) -> None:
             line = Text("      ")
         line.append(f"  {text}", styles.get(row.state, "bold red"))
     console.print(Padding(line, (0, 0, 0, 2)))
-    for row in rows:
-        if row.detail:
-            console.print(Padding(Text(f"{row.name}: {row.detail}", styles.get(row.state, "")), (0, 0, 0, 2)))
+    for (detail, state), names in _details(rows, alone=len(observation.ranks) == 1).items():
+        console.print(Padding(Text(f"{', '.join(names)}: {detail}", styles.get(state, "")), (0, 0, 0, 2)))
     console.print()
+
+
+def _details(rows: tuple[probe.Step, ...], *, alone: bool) -> dict[tuple[str, str], list[str]]:
+    """What is said of stages, with the stages that it is said of; why one process meets nobody needs no words."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.detail and not (alone and row.state == "skipped"):
+            found.setdefault((row.detail, row.state), []).append(row.name)
+    return found
 
 
 def _step(row: probe.Step) -> str:
