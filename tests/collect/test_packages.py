@@ -221,6 +221,13 @@ def test_requirements_are_those_that_count_here(tmp_path: Path) -> None:
     }
 
 
+def test_lines_may_end_as_on_windows(tmp_path: Path) -> None:
+    make_venv(tmp_path)
+    path = distribution(site_of(tmp_path), "trl", "0.9.6", "Requires-Dist: numpy<2") / "METADATA"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert installed(tmp_path).package_requirements == {"trl": ("numpy<2",)}
+
+
 def test_only_packages_that_matter_are_read(tmp_path: Path) -> None:
     make_venv(tmp_path, "torch-2.6.0", "colorama-1.0")
     assert installed(tmp_path).package_requirements == {"torch": ()}

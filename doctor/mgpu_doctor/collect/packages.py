@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from mgpu_doctor.collect.interpreter import Interpreter, names_in
 from mgpu_doctor.model.facts import PackageCopy
 from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass
 
 PACKAGES_OF_INTEREST = frozenset(
@@ -30,6 +31,7 @@ PACKAGES_OF_INTEREST = frozenset(
 )  # fmt: skip
 """Distributions whose metadata is read: requirements, wheel, and whether they are more than a left-over name."""
 
+_ONE_EXTRA = pattern(r"""extra == ['"][\w.-]+['"]""")
 _MOST_HEADERS = 1024 * 1024
 _KINDS = (".dist-info", ".egg-info", ".egg-link", ".egg")
 
@@ -172,11 +174,13 @@ def headers(metadata: str) -> list[str]:
         try:
             if not os.path.isfile(path):
                 continue
-            with open(path, encoding="utf-8", errors="replace") as file:
-                text = file.read(_MOST_HEADERS)
+            with open(path, "rb") as file:
+                raw = file.read(_MOST_HEADERS)
         except OSError:
             continue
-        return text.partition("\n\n")[0].split("\n")
+        # The description behind the headers can be long; it is not even decoded.
+        head = (raw.replace(b"\r\n", b"\n") if b"\r" in raw else raw).partition(b"\n\n")[0]
+        return head.decode("utf-8", "replace").split("\n")
     return []
 
 
@@ -281,7 +285,8 @@ def requirements_of(distribution: Distribution, counts: Callable[[str], bool]) -
         if " @ " in text:
             # The marker of a direct reference stands behind a blank, as addresses may hold a semicolon.
             text, _, marker = line[14:].partition(" ;")
-        if marker.strip() and not counts(marker.strip()):
+        marker = marker.strip()
+        if marker and (_ONE_EXTRA.fullmatch(marker) or not counts(marker)):
             continue
         if "(" in text:
             text = re.sub(r"\s*\(([^()]*)\)\s*$", r"\1", text)

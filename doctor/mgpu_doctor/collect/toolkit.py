@@ -12,7 +12,8 @@ from mgpu_doctor.model.known import Unknown
 
 DEFAULT_HOME = "/usr/local/cuda"
 
-_LARGEST = 1024 * 1024
+# CUDA_VERSION stands at the beginning of a header of a megabyte.
+_LARGEST = 64 * 1024
 
 
 def cuda_home(variables: Mapping[str, str], default: str = DEFAULT_HOME) -> str | None:
