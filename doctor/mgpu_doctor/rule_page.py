@@ -96,8 +96,8 @@ def _fenced(text: str, language: str) -> Iterator[str]:
     while fence in text:
         fence += "`"
     yield fence + language
-    # A carriage return in an example is the point of it, and Markdown would swallow it.
-    yield text.replace("\r", "␍").rstrip("\n")
+    # A carriage return in an example is the point of it, and Markdown would swallow it; a zero makes a file binary.
+    yield text.replace("\r", "␍").replace("\0", "␀").rstrip("\n")
     yield fence
     yield ""
 

@@ -108,7 +108,7 @@ def test_a_vocabulary_beside_a_sound_tokenizer_is_not_needed() -> None:
     files = {**SCRIPT, **without("m/tokenizer.json"), "m/tokenizer.model": pointer}
     (finding,) = found(model_files_incomplete, TRAIN + "m", files=files)
     assert finding.fix is not None
-    assert finding.fix.commands == ("git lfs install", "git -C 'm' lfs pull")
+    assert finding.fix.commands == ("git lfs install", "git -C m lfs pull")
 
 
 def test_a_path_that_leads_nowhere_is_sure_on_this_machine_alone(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_faults_are_told_apart(name: str, tmp_path: Path) -> None:
 def test_a_pointer_tells_what_it_stands_for(tmp_path: Path) -> None:
     found = judge(tmp_path / "a.safetensors", POINTER)
     assert isinstance(found, FileFault)
-    assert found.detail == f"is a git-lfs pointer of {len(POINTER)} bytes that stands for 4.6 GiB"
+    assert found.detail == f"is a git-lfs pointer in the place of 4.6 GiB, {len(POINTER)} bytes long"
 
 
 def test_elements_of_all_tensors_are_counted(tmp_path: Path) -> None:

@@ -207,6 +207,7 @@ RULE = Rule(
 
 _MOST_SHOWN = 5
 _TOKENIZER_FILE = pattern(r"(?i)token|vocab|merges|spiece|bpe|tekken|tiktoken|spm|\.model$")
+_PLAIN = pattern(r"[\w./-]+")
 _CHECKPOINT = pattern(r"checkpoint-\d+")
 _OTHER_FORMS = ("model_index.json", "params.json", "open_clip_config.json", "model_config.yaml", "modules.json")
 """Signs of a folder that is loaded otherwise: diffusers, Mistral's own form, OpenCLIP, NeMo, sentence-transformers."""
@@ -310,8 +311,8 @@ def _broken(given: Given, folder: ModelFolder, faults: tuple[FileFault, ...]) ->
 def _fetch(folder: ModelFolder, faults: tuple[FileFault, ...]) -> Fix:
     kinds = {fault.kind for fault in faults}
     if "pointer" in kinds:
-        path = folder.path
-        return Fix("let git-lfs fetch the files", commands=("git lfs install", f"git -C '{path}' lfs pull"))
+        path = folder.path if _PLAIN.fullmatch(folder.path) else f"'{folder.path}'"
+        return Fix("let git-lfs fetch the files", commands=("git lfs install", f"git -C {path} lfs pull"))
     if kinds == {"unreadable"}:
         return Fix("give the job's user the right to read them")
     return Fix("download them again (hf download MODEL --local-dir FOLDER completes a folder)")

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from mgpu_doctor.model.known import Unknown
-from mgpu_doctor.model.model_folder import FileFault, ModelFolder
+from mgpu_doctor.model.model_folder import FileFault, ModelFolder, Tensor
 from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.read.safetensors import Header, foreign_start, read_header, regular_size, unreadable
 
@@ -50,6 +50,7 @@ def read_model_folder(full: str, shown: str) -> ModelFolder | Unknown:
     index, weights, fault = _chosen(full, names, config.data, adapter.data)
     faults += [fault] if fault is not None else []
     size, elements = 0, 0
+    tensors: list[Tensor] = []
     whole = bool(weights)
     for name in weights:
         found = _weight_file(os.path.join(full, name), name)
@@ -59,6 +60,7 @@ def read_model_folder(full: str, shown: str) -> ModelFolder | Unknown:
         else:
             size += found.size
             elements = -1 if found.elements is None or elements < 0 else elements + found.elements
+            tensors.extend(found.tensors or ())
     faults += _small_faults(full, names)
     return ModelFolder(
         shown,
@@ -70,6 +72,7 @@ def read_model_folder(full: str, shown: str) -> ModelFolder | Unknown:
         tuple(faults),
         size if whole else Unknown("not all of the weights are there"),
         elements if whole and elements > 0 else Unknown("not all of the weights have a safetensors header"),
+        tuple(tensors) if whole and elements > 0 else Unknown("not all of the weights have a safetensors header"),
     )
 
 

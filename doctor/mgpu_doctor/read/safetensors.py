@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import BinaryIO
 
-from mgpu_doctor.model.model_folder import FileFault
+from mgpu_doctor.model.model_folder import FileFault, Tensor
 from mgpu_doctor.model.record import dataclass
 
 LARGEST_HEADER = 100_000_000
@@ -38,10 +38,11 @@ _PAGES = (b"<!doctype html", b"<html")
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A sound file: its size in bytes, and how many elements its tensors have; None when the header was not read."""
+    """A sound file: its size in bytes, its tensors and how many elements they have; None when no header was read."""
 
     size: int
     elements: int | None
+    tensors: tuple[Tensor, ...] | None = None
 
 
 def read_header(path: str, name: str) -> Header | FileFault:
@@ -76,9 +77,9 @@ def foreign_start(start: bytes, name: str, size: int) -> FileFault | None:
     if size == 0:
         return FileFault(name, "empty", "is empty")
     if start.startswith(POINTER):
-        return FileFault(name, "pointer", f"is a git-lfs pointer of {size} bytes{_announced(start)}")
+        return FileFault(name, "pointer", f"is a git-lfs pointer{_announced(start)}, {amount(size)} long")
     if start[:64].lstrip().lower().startswith(_PAGES):
-        return FileFault(name, "page", f"is a web page of {size:,} bytes, not the file")
+        return FileFault(name, "page", f"is a web page of {amount(size)}, not the file")
     return None
 
 
@@ -87,7 +88,7 @@ def _announced(start: bytes) -> str:
     for line in start.splitlines():
         key, _, value = line.partition(b" ")
         if key == b"size" and value.isdigit() and len(value) < 20:
-            return f" that stands for {amount(int(value))}"
+            return f" in the place of {amount(int(value))}"
     return ""
 
 
@@ -120,19 +121,20 @@ def _compare(raw: bytes, name: str, size: int) -> Header | FileFault:
     described = _described(tensors)
     if described is None:
         return FileFault(name, "foreign", "has a header that does not describe tensors")
-    end, elements = described
+    end, elements, found = described
     whole = _LENGTH + len(raw) + end
     if size < whole:
         missing = f"{amount(whole - size)} of {amount(whole)} are missing"
         return FileFault(name, "cut", f"is cut off: {missing}")
     if size > whole:
         return FileFault(name, "longer", f"has {amount(size - whole)} more than its header announces")
-    return Header(size, elements)
+    return Header(size, elements, found)
 
 
-def _described(tensors: Mapping[str, object]) -> tuple[int, int] | None:
-    """Where the last tensor ends, and how many elements all have; None when an entry is no tensor."""
+def _described(tensors: Mapping[str, object]) -> tuple[int, int, tuple[Tensor, ...]] | None:
+    """Where the last tensor ends, how many elements all have, and the tensors; None when an entry is no tensor."""
     end = elements = 0
+    found: list[Tensor] = []
     for key, entry in tensors.items():
         if key == "__metadata__":
             continue
@@ -143,7 +145,8 @@ def _described(tensors: Mapping[str, object]) -> tuple[int, int] | None:
             return None
         end = max(end, offsets[1])
         elements += prod(shape)
-    return end, elements
+        found.append(Tensor(key, str(entry.get("dtype")), tuple(shape)))
+    return end, elements, tuple(found)
 
 
 def _sizes(value: object) -> list[int] | None:
@@ -156,5 +159,5 @@ def _sizes(value: object) -> list[int] | None:
 def amount(count: int) -> str:
     """A number of bytes as people read it: ``512 bytes``, ``4.6 GiB``."""
     if count < 1 << 20:
-        return f"{count:,} bytes"
+        return "1 byte" if count == 1 else f"{count:,} bytes"
     return f"{count / (1 << 20):.1f} MiB" if count < 1 << 30 else f"{count / (1 << 30):.1f} GiB"
