@@ -81,6 +81,30 @@ def test_the_loader_takes_the_first_copy(tmp_path: Path, tags: str, variables: d
 
 
 @requires_compiler
+def test_a_library_that_is_a_link(tmp_path: Path) -> None:
+    """The directory of the link counts, not that of the file: uv can make environments of links into its cache."""
+    top = tmp_path.resolve()
+    for folder in ("site/own", "cache/own"):
+        compile_library(top / folder / NAME, "int measured(void) { return 1; }", f"-Wl,-soname,{NAME}")
+    compile_library(
+        top / "cache" / "lib" / "libasking.so",
+        "int measured(void); int ask(void) { return measured(); }",
+        str(top / "cache" / "own" / NAME),
+        "-Wl,--disable-new-dtags,-rpath,$ORIGIN/../own",
+    )
+    (top / "site" / "lib").mkdir()
+    (top / "site" / "lib" / "libasking.so").symlink_to(top / "cache" / "lib" / "libasking.so")
+    (top / "linked").symlink_to(top / "cache" / "lib")
+    for place in ("site/lib", "linked"):
+        asking = top / place / "libasking.so"
+        (found,) = copies(NAME, str(asking), sys.executable, {}, cache=NOWHERE)
+        assert os.path.realpath(found) == os.path.realpath(really_loaded(asking, {}))
+    assert copies(NAME, str(top / "site" / "lib" / "libasking.so"), None, {}, NOWHERE) == (
+        str(top / "site" / "own" / NAME),
+    )
+
+
+@requires_compiler
 def test_what_a_compiled_library_says_of_itself(tmp_path: Path) -> None:
     path = compile_library(
         tmp_path / "liba.so", 'const char text[] = "hello \\u00e4"; int f(void) { return 1; }', "-Wl,-soname,liba.so.1"

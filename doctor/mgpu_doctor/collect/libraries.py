@@ -83,11 +83,18 @@ def _entries(text: str, separators: str) -> list[str]:
 
 
 def _below(search: str | None, origin: str, soname: str) -> Iterator[str]:
-    here = os.path.dirname(os.path.realpath(origin))
+    # The loader does not resolve links in the path of a library: an environment may be made of links into a cache.
+    here = os.path.dirname(os.path.abspath(origin))
     for entry in _entries(search or "", ":"):
         directory = entry.replace("${ORIGIN}", here).replace("$ORIGIN", here)
         if directory and "$" not in directory:
-            yield os.path.normpath(os.path.join(directory, soname))
+            yield _shortened(os.path.join(directory, soname))
+
+
+def _shortened(path: str) -> str:
+    """A path without ``..`` where that leads to the same place."""
+    short = os.path.normpath(path)
+    return short if os.path.realpath(short) == os.path.realpath(path) else path
 
 
 def cached_libraries(soname: str, cache: str = CACHE) -> tuple[str, ...]:
