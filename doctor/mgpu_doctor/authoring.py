@@ -33,19 +33,21 @@ from mgpu_doctor.model.observation import LinkSeen, Observation, RankSeen, Stage
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.program import ConfigFile, ConfigValue, Program, Seen
 from mgpu_doctor.model.record import dataclass
-from mgpu_doctor.model.rule import Check, Example, Reference, Rule, Signature
+from mgpu_doctor.model.rule import AnyCheck, Check, DeferredCheck, Example, Reference, Rule, Signature, Wants
 from mgpu_doctor.model.source import Location, Source, Span
 from mgpu_doctor.model.version import Requirement, is_before, read_requirement, release_numbers, satisfies
 
 __all__ = [
     "RANK_LAUNCHERS",
     "TORCHRUN_NAMES",
+    "AnyCheck",
     "Argument",
     "Case",
     "Check",
     "Command",
     "ConfigFile",
     "ConfigValue",
+    "DeferredCheck",
     "Edit",
     "Evidence",
     "Example",
@@ -89,6 +91,7 @@ __all__ = [
     "Unknown",
     "Variable",
     "VisibleDevices",
+    "Wants",
     "Word",
     "Wrapper",
     "XidError",

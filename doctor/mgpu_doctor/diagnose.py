@@ -22,7 +22,7 @@ from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import Launch
 from mgpu_doctor.model.record import dataclass, replace
 from mgpu_doctor.model.report import Problem, Report
-from mgpu_doctor.model.rule import Check
+from mgpu_doctor.model.rule import AnyCheck
 from mgpu_doctor.model.source import Excerpt, Source
 from mgpu_doctor.model.verdict import BROKEN
 from mgpu_doctor.registry import Registry, load_checks
@@ -99,14 +99,21 @@ def diagnose(
     return _report(request, settings, case, outcomes, (*problems, *registry.problems), unread)
 
 
-def _selected(registry: Registry, settings: Settings, case: Case) -> tuple[Check, ...]:
+def _selected(registry: Registry, settings: Settings, case: Case) -> tuple[AnyCheck, ...]:
     """The checks that are wanted and have something to look at: what only a run or a log shows needs one."""
-    looked_at = {"case", "run"} if case.observation is not None else {"case"}
     return tuple(
         check
         for check in registry.checks
-        if settings.selects(check.rule.code, check.rule.slug) and not looked_at.isdisjoint(check.rule.seen)
+        if settings.selects(check.code, check.slug) and _applies(check, with_run=case.observation is not None)
     )
+
+
+def _applies(check: AnyCheck, *, with_run: bool) -> bool:
+    wants = check.wants
+    if wants is None:
+        return "case" in check.rule.seen or (with_run and "run" in check.rule.seen)
+    looks_at_case = wants.command or wants.machine or bool(wants.names) or bool(wants.text)
+    return looks_at_case or (wants.run and with_run)
 
 
 def _require_directory(directory: str) -> None:
@@ -228,14 +235,14 @@ def _look_closer(facts: Facts, scripts: tuple[Script, ...], request: Request) ->
     about_machine = request.mode in ("check", "probe") and not (request.files or request.text is not None)
     if facts.origin != THIS_MACHINE or not (about_machine or any(script.commands for script in scripts)):
         return facts
-    from mgpu_doctor.collect.machine import this_machine
+    from mgpu_doctor.collect.machine import this_machine, users_variables
 
     if request.python is not None:
         return this_machine(python=request.python)
     from mgpu_doctor.collect.activation import chosen_interpreter
 
     commands = (command for script in scripts for command in script.commands)
-    chosen = chosen_interpreter(commands, os.environ, request.directory)
+    chosen = chosen_interpreter(commands, users_variables(), request.directory)
     found = this_machine(python=chosen.python, path=chosen.path)
     return found if chosen.toolkit is None else replace(found, cuda_home=chosen.toolkit, nvcc=chosen.toolkit)
 
@@ -295,7 +302,7 @@ def _report(
     )
 
 
-def _explained(case: Case, checks: tuple[Check, ...], outcomes: tuple[Outcome, ...]) -> tuple[Outcome, ...]:
+def _explained(case: Case, checks: tuple[AnyCheck, ...], outcomes: tuple[Outcome, ...]) -> tuple[Outcome, ...]:
     """The outcomes, with what the output of a job that broke says about the cause."""
     verdict = _verdict(case)
     if case.observation is None or verdict is None or verdict.word != BROKEN:

@@ -16,7 +16,7 @@ from mgpu_doctor.model.finding import Finding, Outcome, OutcomeKind
 from mgpu_doctor.model.log import LogReading
 from mgpu_doctor.model.record import replace
 from mgpu_doctor.model.report import Problem, Report
-from mgpu_doctor.model.rule import Check
+from mgpu_doctor.model.rule import AnyCheck
 from mgpu_doctor.registry import Registry
 from mgpu_doctor.settings import Settings
 
@@ -25,7 +25,7 @@ STANDARD_INPUT = "<stdin>"
 
 def diagnose_logs(paths: Iterable[str], registry: Registry, settings: Settings) -> Report:
     """What the given logs say; ``-`` is standard input. A file that cannot be read becomes a problem of the report."""
-    checks = tuple(check for check in registry.checks if settings.selects(check.rule.code, check.rule.slug))
+    checks = tuple(check for check in registry.checks if settings.selects(check.code, check.slug))
     known = known_causes(checks)
     readings: list[LogReading] = []
     problems: list[Problem] = []
@@ -43,9 +43,9 @@ def diagnose_logs(paths: Iterable[str], registry: Registry, settings: Settings) 
 
 
 def _report(
-    readings: tuple[LogReading, ...], checks: tuple[Check, ...], settings: Settings, problems: tuple[Problem, ...]
+    readings: tuple[LogReading, ...], checks: tuple[AnyCheck, ...], settings: Settings, problems: tuple[Problem, ...]
 ) -> Report:
-    rules = {check.rule.code: check.rule for check in checks}
+    rules = {check.code: check.rule for check in checks}
     found = [finding for reading in readings for finding in findings_of(reading, rules)]
     case = _case(readings)
     outcomes = tuple(
@@ -64,7 +64,7 @@ def _case(readings: tuple[LogReading, ...]) -> Case:
     return Case((), (), (), NO_FACTS, nowhere, PackageKnowledge(NO_FACTS), "logs", logs=readings)
 
 
-def _looks_at_logs(check: Check) -> bool:
+def _looks_at_logs(check: AnyCheck) -> bool:
     return bool(check.rule.signatures) or "log" in check.rule.seen
 
 

@@ -10,7 +10,7 @@ from mgpu_doctor.logs.findings import findings_of
 from mgpu_doctor.model.finding import Outcome, OutcomeKind
 from mgpu_doctor.model.observation import Observation
 from mgpu_doctor.model.record import replace
-from mgpu_doctor.model.rule import Check
+from mgpu_doctor.model.rule import AnyCheck
 
 OUTPUT = "the probe's output"
 
@@ -19,7 +19,7 @@ _SEEN_OTHERWISE = frozenset({"MGD313", "MGD901", "MGD902", "MGD904", "MGD905", "
 
 
 def with_causes(
-    observation: Observation, checks: tuple[Check, ...], outcomes: tuple[Outcome, ...]
+    observation: Observation, checks: tuple[AnyCheck, ...], outcomes: tuple[Outcome, ...]
 ) -> tuple[Outcome, ...]:
     """The outcomes, with a finding for each cause that a line gives away and that was not found otherwise.
 

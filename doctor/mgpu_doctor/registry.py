@@ -14,7 +14,7 @@ from typing import NamedTuple
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass
 from mgpu_doctor.model.report import Problem
-from mgpu_doctor.model.rule import Check, Rule
+from mgpu_doctor.model.rule import AnyCheck, Check, DeferredCheck, Rule
 
 GROUP = "mgpu_doctor.checks"
 BUILT_IN = "mgpu-doctor"
@@ -32,13 +32,13 @@ class _EntryPoint(NamedTuple):
 class Registry:
     """The usable checks, sorted by code, and what could not be used and why."""
 
-    checks: tuple[Check, ...]
+    checks: tuple[AnyCheck, ...]
     problems: tuple[Problem, ...]
 
-    def find(self, name: str) -> Check | None:
+    def find(self, name: str) -> AnyCheck | None:
         """The check with this code or slug, in any case; None when there is none."""
         wanted = name.strip().lower()
-        return next((c for c in self.checks if wanted in (c.rule.code.lower(), c.rule.slug)), None)
+        return next((c for c in self.checks if wanted in (c.code.lower(), c.slug)), None)
 
 
 def load_checks(paths: Iterable[str] | None = None) -> Registry:
@@ -48,7 +48,7 @@ def load_checks(paths: Iterable[str] | None = None) -> Registry:
     checks cannot be imported, or that claims a code or slug already taken, becomes a
     problem and leaves the others alone.
     """
-    checks: list[Check] = []
+    checks: list[AnyCheck] = []
     problems: list[Problem] = []
     taken: dict[str, str] = {}
     for entry in _entry_points(sys.path if paths is None else paths):
@@ -62,9 +62,9 @@ def load_checks(paths: Iterable[str] | None = None) -> Registry:
             if refusal is not None:
                 problems.append(_problem(entry, refusal))
                 continue
-            taken[check.rule.code] = taken[check.rule.slug] = entry.distribution
+            taken[check.code] = taken[check.slug] = entry.distribution
             checks.append(check)
-    checks.sort(key=lambda check: check.rule.code)
+    checks.sort(key=lambda check: check.code)
     return Registry(tuple(checks), tuple(problems))
 
 
@@ -72,7 +72,7 @@ def _problem(entry: _EntryPoint, message: str) -> Problem:
     return Problem("plugin", entry.distribution, message)
 
 
-def _load(entry: _EntryPoint) -> tuple[Check, ...]:
+def _load(entry: _EntryPoint) -> tuple[AnyCheck, ...]:
     from importlib import import_module
 
     module_name, _, attribute = entry.value.partition(":")
@@ -80,21 +80,24 @@ def _load(entry: _EntryPoint) -> tuple[Check, ...]:
     for part in filter(None, attribute.split("[", maxsplit=1)[0].strip().split(".")):
         found = getattr(found, part)
     offered = tuple(found)
-    for check in offered:
-        if not isinstance(check, Check) or not isinstance(check.rule, Rule):
-            raise TypeError(f"{entry.value} holds {check!r}, which is not a Check")
     if entry.distribution == BUILT_IN:
         return offered
-    return tuple(Check(check.rule, check.find, entry.distribution) for check in offered)
+    return tuple(_owned(check, entry) for check in offered)
 
 
-def _refusal(check: Check, taken: dict[str, str]) -> str | None:
-    rule = check.rule
-    if not _CODE.match(rule.code):
-        return f"code {rule.code!r} is not letters and three digits, like ABC123"
-    if not _SLUG.match(rule.slug):
-        return f"{rule.code}: slug {rule.slug!r} is not lower-case words joined by hyphens"
-    for name in (rule.code, rule.slug):
+def _owned(check: object, entry: _EntryPoint) -> Check:
+    """A third party's check under the name of its distribution."""
+    if not isinstance(check, (Check, DeferredCheck)) or not isinstance(check.rule, Rule):
+        raise TypeError(f"{entry.value} holds {check!r}, which is not a Check")
+    return Check(check.rule, check.find, entry.distribution)
+
+
+def _refusal(check: AnyCheck, taken: dict[str, str]) -> str | None:
+    if not _CODE.match(check.code):
+        return f"code {check.code!r} is not letters and three digits, like ABC123"
+    if not _SLUG.match(check.slug):
+        return f"{check.code}: slug {check.slug!r} is not lower-case words joined by hyphens"
+    for name in (check.code, check.slug):
         if name in taken:
             return f"{name} is already taken by {taken[name]}; this check is left out"
     return None

@@ -20,7 +20,7 @@ from mgpu_doctor.diagnose import Request, diagnose
 from mgpu_doctor.mend import apply_edits
 from mgpu_doctor.model.finding import Edit, Finding, OutcomeKind
 from mgpu_doctor.model.report import Report
-from mgpu_doctor.model.rule import Check, Example
+from mgpu_doctor.model.rule import AnyCheck, Example
 from mgpu_doctor.registry import Registry
 
 
@@ -59,7 +59,7 @@ def standard_facts() -> dict[str, object]:
     }
 
 
-def run_example(check: Check, example: Example) -> Report:
+def run_example(check: AnyCheck, example: Example) -> Report:
     """Diagnose one example with one check alone."""
     if example.log is not None:
         return _run_log(check, example.log)
@@ -67,7 +67,7 @@ def run_example(check: Check, example: Example) -> Report:
         return _run(check, example, Path(top), dict(example.files), example.command)
 
 
-def _run_log(check: Check, text: str) -> Report:
+def _run_log(check: AnyCheck, text: str) -> Report:
     from mgpu_doctor.diagnose_logs import diagnose_logs
     from mgpu_doctor.settings import Settings
 
@@ -77,7 +77,7 @@ def _run_log(check: Check, text: str) -> Report:
         return diagnose_logs((str(log),), Registry((check,), ()), Settings())
 
 
-def _run(check: Check, example: Example, top: Path, files: Mapping[str, str], command: str | None) -> Report:
+def _run(check: AnyCheck, example: Example, top: Path, files: Mapping[str, str], command: str | None) -> Report:
     work = top / "work"
     for name, text in files.items():
         path = work / name
@@ -99,7 +99,7 @@ def _run(check: Check, example: Example, top: Path, files: Mapping[str, str], co
     return diagnose(request, Registry((check,), ()))
 
 
-def check_examples(check: Check) -> None:
+def check_examples(check: AnyCheck) -> None:
     """Assert that every bad example fires, every good one is silent, and every fix with edits silences.
 
     Raises:
@@ -123,7 +123,7 @@ def check_examples(check: Check) -> None:
         assert not report.findings, f"{rule.code}: good example {example.title!r} is reported: {_messages(report)}"
 
 
-def _assert_ran(check: Check, example: Example, report: Report) -> None:
+def _assert_ran(check: AnyCheck, example: Example, report: Report) -> None:
     crashed = [outcome.reason for outcome in report.outcomes if outcome.kind is OutcomeKind.CRASHED]
     assert not crashed, f"{check.rule.code}: {example.title!r} crashes: {crashed}"
     assert not report.problems, f"{check.rule.code}: {example.title!r}: {report.problems}"
@@ -142,7 +142,7 @@ def _assert_places(report: Report) -> None:
                 )
 
 
-def _assert_fix_silences(check: Check, example: Example, findings: tuple[Finding, ...]) -> None:
+def _assert_fix_silences(check: AnyCheck, example: Example, findings: tuple[Finding, ...]) -> None:
     edits = [edit for finding in findings if finding.fix is not None for edit in finding.fix.edits]
     assert edits, f"{check.rule.code}: {example.title!r} offers no edit though the rule is fixable"
     files, command = _mended(example, edits)

@@ -115,9 +115,22 @@ def test_a_path_that_leads_nowhere_is_sure_on_this_machine_alone(tmp_path: Path)
     assert severities(found(model_files_incomplete, TRAIN + "./gone", files=SCRIPT)) == ["advice"]
     assert not found(model_files_incomplete, TRAIN + "/models/gone", files=SCRIPT)
     assert not found(model_files_incomplete, TRAIN + "org/gone", files=SCRIPT)
+    assert not here(model_files_incomplete, "torchrun train.py --model ./new", tmp_path)
     (tmp_path / "train.py").write_text("import torch\n")
     assert severities(here(model_files_incomplete, TRAIN + "./gone", tmp_path)) == ["error"]
     assert severities(here(model_files_incomplete, TRAIN + str(tmp_path / "gone"), tmp_path)) == ["error"]
+
+
+def test_adapters_of_other_programs_may_have_another_form() -> None:
+    files = {**SCRIPT, **MODEL, "lora/pytorch_lora_weights.safetensors": WHOLE}
+    assert not found(model_files_incomplete, TRAIN + "m --lora_path ./lora", files=files)
+    command = "llamafactory-cli chat --model_name_or_path m --template llama3 --adapter_name_or_path "
+    (finding,) = found(model_files_incomplete, command + "./lora", files=files)
+    assert "no adapter_config.json" in finding.message
+    two = {**files, "a/adapter_config.json": "{}", "a/adapter_model.bin": "x", "b/adapter_config.json": "{}"}
+    (finding,) = found(model_files_incomplete, command + "./a,./b", files=two)
+    assert finding.subject == "./b"
+    assert not found(model_files_incomplete, command + "./lora --adapter_folder sub", files=files)
 
 
 def test_lint_looks_into_no_folder() -> None:

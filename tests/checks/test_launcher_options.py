@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from mgpu_checks import CHECKS
-from mgpu_doctor.authoring import Check, Example, Finding
+from mgpu_doctor.authoring import Example, Finding
 from mgpu_doctor.mend import apply_edits
 from mgpu_doctor.testing import run_example
 from oracle_environments import LAUNCHER_PARSERS, python_of, run_parser
@@ -21,7 +21,7 @@ RULES = {check.rule.code: check for check in CHECKS if check.rule.code in CODES}
 class Mended:
     """An example whose findings carry edits, and the command after all of them."""
 
-    check: Check
+    check: AnyCheck
     example: Example
     command: str
 

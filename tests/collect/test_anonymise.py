@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mgpu_checks import CHECKS
-from mgpu_doctor.authoring import Check, Example
+from mgpu_doctor.authoring import AnyCheck, Example
 from mgpu_doctor.collect.anonymise import anonymised
 from mgpu_doctor.collect.environment import MASK, hide_secrets, masked
 from mgpu_doctor.collect.facts_file import dump_facts, load_facts
@@ -252,7 +252,7 @@ EXAMPLES = [
 ]
 
 
-def codes(check: Check, example: Example, facts: Path, work: Path) -> list[tuple[str, str]]:
+def codes(check: AnyCheck, example: Example, facts: Path, work: Path) -> list[tuple[str, str]]:
     request = Request(command=example.command, facts=str(facts), directory=str(work))
     report = diagnose(request, Registry((check,), ()))
     return [(finding.code, finding.severity.value) for finding in report.findings]

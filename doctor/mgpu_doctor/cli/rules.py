@@ -9,7 +9,7 @@ from mgpu_doctor.cli.output import chosen_format, emit, emit_json, emit_lines, e
 from mgpu_doctor.cli.verb import NO_COLOR, Given, Option, Verb
 
 if TYPE_CHECKING:
-    from mgpu_doctor.model.rule import Check
+    from mgpu_doctor.model.rule import AnyCheck
 
 
 def run(given: Given) -> int:
@@ -39,7 +39,7 @@ def run(given: Given) -> int:
     return 3 if registry.problems else 0
 
 
-def _line(check: Check) -> str:
+def _line(check: AnyCheck) -> str:
     from mgpu_doctor.render.clean import one_line
 
     rule = check.rule
@@ -66,7 +66,7 @@ def explain_rule(name: str, given: Given) -> bool:
     return True
 
 
-def _show_page(check: Check, given: Given) -> None:
+def _show_page(check: AnyCheck, given: Given) -> None:
     chosen = chosen_format(given.text("format"))
     if chosen == "json":
         from mgpu_doctor.render.json import SCHEMA_VERSION, rule_document

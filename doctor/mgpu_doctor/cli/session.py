@@ -171,9 +171,8 @@ def check_names(registry: Registry, names: tuple[str, ...]) -> None:
     """
     from mgpu_doctor.suppress import matches
 
-    rules = [check.rule for check in registry.checks]
     for name in names:
-        if not any(matches(name, rule.code, rule.slug) for rule in rules):
+        if not any(matches(name, check.code, check.slug) for check in registry.checks):
             raise UsageError(f"no rule is called {name!r}", hint=suggestion(registry, name))
 
 
@@ -181,6 +180,6 @@ def suggestion(registry: Registry, name: str) -> str:
     """A rule with a similar code or slug, or where the rules are listed."""
     from difflib import get_close_matches
 
-    known = [text for check in registry.checks for text in (check.rule.code, check.rule.slug)]
+    known = [text for check in registry.checks for text in (check.code, check.slug)]
     near = get_close_matches(name.upper() if name[-1:].isdigit() else name.lower(), known, n=1)
     return f"did you mean {near[0]}?" if near else "mgpu-doctor rules lists them"

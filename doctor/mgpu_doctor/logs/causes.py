@@ -10,7 +10,7 @@ from mgpu_doctor.model.finding import Severity
 from mgpu_doctor.model.log import LogHit, LogLine
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass
-from mgpu_doctor.model.rule import Check
+from mgpu_doctor.model.rule import AnyCheck
 
 ECHO = pattern(
     # torch 2.6.0, distributed/elastic/multiprocessing/api.py and errors/__init__.py; accelerate 1.7.0 launch.py;
@@ -49,7 +49,7 @@ class Known:
     line: str
 
 
-def known_causes(checks: Iterable[Check]) -> tuple[Known, ...]:
+def known_causes(checks: Iterable[AnyCheck]) -> tuple[Known, ...]:
     """Every signature of the given checks."""
     return tuple(
         Known(

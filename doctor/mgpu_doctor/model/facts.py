@@ -210,8 +210,8 @@ class Facts:
     """Directories that hold the interpreter's packages, on this machine; empty for any other."""
     other: Mapping[str, object] | None = None
     nvml_error: str | Unknown | None = NOT_LOOKED
-    """Why NVML does not work on a machine that should have it, in NVML's words, with the numbers of the GPUs where it is
-    about these alone (``GPU is lost (GPU 3)``); None when it works."""
+    """Why NVML does not work on a machine that should have it, in NVML's words, with the numbers of the GPUs where it
+    is about these alone (``GPU is lost (GPU 3)``); None when it works."""
     driver_module: str | Unknown | None = NOT_LOOKED
     """Version of the loaded kernel module (/proc/driver/nvidia/version); None when none is loaded."""
     driver_cuda: str | Unknown = NOT_LOOKED

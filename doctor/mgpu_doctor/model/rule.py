@@ -92,9 +92,76 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Wants:
+    """What a case must have for a check to have anything to say; one of these is enough.
+
+    ``command``: a command of any kind. ``names``: a launch with a launcher or framework of these names. ``machine``:
+    facts of any machine. ``text``: one of these texts in the sources or the scripts that they call. ``run`` and
+    ``log``: an observation or a log. Without any of them the check is not even imported.
+    """
+
+    command: bool = False
+    names: frozenset[str] = frozenset()
+    machine: bool = False
+    text: tuple[str, ...] = ()
+    run: bool = False
+    log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """A rule with the function that looks for it."""
 
     rule: Rule
     find: Callable[[Case], Iterable[Finding]]
     distribution: str = "mgpu-doctor"
+
+    @property
+    def code(self) -> str:
+        """The rule's code."""
+        return self.rule.code
+
+    @property
+    def slug(self) -> str:
+        """The rule's slug."""
+        return self.rule.slug
+
+    @property
+    def wants(self) -> Wants | None:
+        """What it needs to have anything to say; None when only it can tell."""
+        return None
+
+
+class DeferredCheck:
+    """A check that is imported when something of it is needed: importing a hundred takes longer than a diagnosis.
+
+    ``rule`` and ``find`` raise whatever importing the module raises.
+    """
+
+    __slots__ = ("_check", "_load", "code", "distribution", "slug", "wants")
+
+    def __init__(self, code: str, slug: str, wants: Wants, load: Callable[[], Check]) -> None:
+        self.code = code
+        self.slug = slug
+        self.wants = wants
+        self.distribution = "mgpu-doctor"
+        self._load = load
+        self._check: Check | None = None
+
+    @property
+    def rule(self) -> Rule:
+        """The rule."""
+        return self._loaded().rule
+
+    @property
+    def find(self) -> Callable[[Case], Iterable[Finding]]:
+        """The function that looks for it."""
+        return self._loaded().find
+
+    def _loaded(self) -> Check:
+        if self._check is None:
+            self._check = self._load()
+        return self._check
+
+
+AnyCheck = Check | DeferredCheck

@@ -14,7 +14,7 @@ from rich.tree import Tree
 from mgpu_doctor.model.device_map import DeviceMap
 from mgpu_doctor.model.finding import Evidence, Finding, Fix, Severity
 from mgpu_doctor.model.report import Report
-from mgpu_doctor.model.rule import Check
+from mgpu_doctor.model.rule import AnyCheck
 from mgpu_doctor.model.source import Location
 from mgpu_doctor.render.clean import one_line, shown
 from mgpu_doctor.render.devices import DeviceWords, device_words, map_note, mixed
@@ -119,7 +119,7 @@ def print_commands(console: Console, report: Report) -> None:
         _print_story(console, tell(launch, report.case.facts), why_unknown(launch), None, alone=False)
 
 
-def print_rules(console: Console, checks: Iterable[Check]) -> None:
+def print_rules(console: Console, checks: Iterable[AnyCheck]) -> None:
     """The catalogue as a table."""
     stacked = console.width < _TABLE
     table = Table.grid(padding=(0, 2, 0, 0))
