@@ -34,10 +34,11 @@ MODEL_NAMES = ("model_name_or_path", "model", "model_path", "pretrained_model_na
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value that the job is given, and where it stands."""
+    """A value that the job is given, where it stands, and the argument's name."""
 
     text: str
     location: Location
+    name: str
 
 
 def is_offline_machine(case: Case) -> bool:
@@ -87,12 +88,12 @@ def models(launch: Launch) -> Iterator[Given]:
     argument = launch.target.argument(*MODEL_NAMES)
     if argument is not None and argument.value:
         word = argument.values[0]
-        yield Given(argument.value, word.origin or launch.command.locate(word.span))
+        yield Given(argument.value, word.origin or launch.command.locate(word.span), argument.name or "")
     for config in launch.target.configs:
         for name in MODEL_NAMES:
             value, place = config.get(name), config.locate(name)
             if isinstance(value, str) and value and place is not None:
-                yield Given(value, place)
+                yield Given(value, place, name)
 
 
 def is_local_path(text: str) -> bool:
@@ -112,18 +113,18 @@ def adapters(launch: Launch) -> Iterator[Given]:
     argument = launch.target.argument(*ADAPTER_NAMES)
     if argument is not None:
         for word in argument.values:
-            yield from _split(word.value, word.origin or launch.command.locate(word.span))
+            yield from _split(word.value, word.origin or launch.command.locate(word.span), argument.name or "")
     for config in launch.target.configs:
         for name in ADAPTER_NAMES:
             value, place = config.get(name), config.locate(name)
             if isinstance(value, str) and place is not None:
-                yield from _split(value, place)
+                yield from _split(value, place, name)
 
 
-def _split(text: str | None, location: Location) -> Iterator[Given]:
+def _split(text: str | None, location: Location, name: str) -> Iterator[Given]:
     for part in (text or "").split(","):
         if part.strip():
-            yield Given(part.strip(), location)
+            yield Given(part.strip(), location, name)
 
 
 def may_come_from_before(case: Case, launch: Launch, path: str) -> bool:
@@ -176,3 +177,16 @@ def uses_other_hub(case: Case, launch: Launch) -> bool:
     names = _OTHER_HUBS.get(framework, tuple(name for names in _OTHER_HUBS.values() for name in names))
     values = [value_of(case, launch, name) for name in names]
     return any(isinstance(value, Unknown) or (value or "0").upper() not in OFF for value in values)
+
+
+_OF_TRANSFORMERS = frozenset({"model_name_or_path", "pretrained_model_name_or_path", "adapter_name_or_path"})
+_FRAMEWORKS = frozenset({"llamafactory", "swift", "vllm", "sglang", "trl", "axolotl"})
+_LOADERS = ("transformers", "peft", "trl", "vllm", "sglang", "sentence_transformers")
+
+
+def is_for_transformers(launch: Launch, given: Given) -> bool:
+    """Whether a value surely goes to a library that takes a folder or a hub id; ``--model out/best`` may be anything."""
+    if given.name in _OF_TRANSFORMERS or launch.target.framework in _FRAMEWORKS:
+        return True
+    program = launch.target.program
+    return not isinstance(program, Unknown) and program.imports_any(*_LOADERS)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from mgpu_checks.hub import (
     Given,
     adapters,
+    is_for_transformers,
     is_local_path,
     loads_with_transformers,
     may_come_from_before,
@@ -207,7 +208,6 @@ RULE = Rule(
 
 _MOST_SHOWN = 5
 _TOKENIZER_FILE = pattern(r"(?i)token|vocab|merges|spiece|bpe|tekken|tiktoken|spm|\.model$")
-_PLAIN = pattern(r"[\w./-]+")
 _CHECKPOINT = pattern(r"checkpoint-\d+")
 _OTHER_FORMS = ("model_index.json", "params.json", "open_clip_config.json", "model_config.yaml", "modules.json")
 """Signs of a folder that is loaded otherwise: diffusers, Mistral's own form, OpenCLIP, NeMo, sentence-transformers."""
@@ -225,7 +225,7 @@ def find(case: Case) -> Iterator[Finding]:
     for launch in case.launches:
         for given, is_adapter in (*((g, False) for g in models(launch)), *((g, True) for g in adapters(launch))):
             kind = case.workspace.kind(given.text, launch.command.directory)
-            if kind == "missing" and is_local_path(given.text):
+            if kind == "missing" and is_local_path(given.text) and is_for_transformers(launch, given):
                 yield from _absent(case, launch, given)
             if kind != "directory":
                 continue
@@ -311,8 +311,9 @@ def _broken(given: Given, folder: ModelFolder, faults: tuple[FileFault, ...]) ->
 def _fetch(folder: ModelFolder, faults: tuple[FileFault, ...]) -> Fix:
     kinds = {fault.kind for fault in faults}
     if "pointer" in kinds:
-        path = folder.path if _PLAIN.fullmatch(folder.path) else f"'{folder.path}'"
-        return Fix("let git-lfs fetch the files", commands=("git lfs install", f"git -C {path} lfs pull"))
+        from shlex import quote
+
+        return Fix("let git-lfs fetch the files", commands=("git lfs install", f"git -C {quote(folder.path)} lfs pull"))
     if kinds == {"unreadable"}:
         return Fix("give the job's user the right to read them")
     return Fix("download them again (hf download MODEL --local-dir FOLDER completes a folder)")
@@ -321,7 +322,7 @@ def _fetch(folder: ModelFolder, faults: tuple[FileFault, ...]) -> Fix:
 def _missing(launch: Launch, folder: ModelFolder, is_adapter: bool) -> tuple[str, str] | None:
     """What is not there although the framework loads it, and what helps; None when all is there or nobody knows."""
     if is_adapter or (folder.adapter is not None and folder.config is None):
-        return _missing_of_adapter(folder)
+        return _missing_of_adapter(folder) if _takes_adapters(launch) else None
     if not loads_with_transformers(launch) or folder.has(*_OTHER_FORMS) or _has_gguf(folder):
         return None
     if not folder.has("config.json"):
@@ -332,6 +333,13 @@ def _missing(launch: Launch, folder: ModelFolder, is_adapter: bool) -> tuple[str
         message = f"{folder.path} holds no file of a tokenizer (tokenizer.json, tokenizer.model, vocab.json …), and "
         return message + "the tokenizer is loaded from there first.", "copy the tokenizer's files from the base model"
     return None
+
+
+def _takes_adapters(launch: Launch) -> bool:
+    """Whether an adapter is peft's, and lies in the very folder that is named: LLaMA-Factory's own way to do it."""
+    if launch.target.argument("adapter_folder") is not None:
+        return False
+    return launch.target.framework == "llamafactory" and not any(c.has("adapter_folder") for c in launch.target.configs)
 
 
 def _missing_of_adapter(folder: ModelFolder) -> tuple[str, str] | None:

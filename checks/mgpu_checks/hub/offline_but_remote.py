@@ -10,7 +10,7 @@ from mgpu_checks.hub import (
     SWITCHES,
     Given,
     adapters,
-    is_local_path,
+    is_for_transformers,
     is_offline,
     is_offline_machine,
     may_come_from_before,
@@ -75,6 +75,12 @@ RULE = Rule(
     ),
     good=(
         Example("it is in the cache", "HF_HUB_OFFLINE=1 " + _TRAIN, _FILES, {"hub_cache": ["org/base-7b"]}),
+        Example(
+            "what a script takes for a model is not known",
+            "HF_HUB_OFFLINE=1 torchrun train.py --model out/best",
+            _FILES,
+            {"hub_cache": []},
+        ),
         Example("the cache is not known", "HF_HUB_OFFLINE=1 " + _TRAIN, _FILES),
         Example("not offline", _TRAIN, _FILES, {"hub_cache": []}),
         Example(
@@ -168,7 +174,7 @@ def find(case: Case) -> Iterator[Finding]:
         if why is None or sets_itself(launch) or uses_other_hub(case, launch) or _has_own_cache(case, launch):
             continue
         for given in (*models(launch), *adapters(launch)):
-            if is_local_path(given.text) or not _ID.fullmatch(given.text):
+            if not _ID.fullmatch(given.text) or not is_for_transformers(launch, given):
                 continue
             kind = case.workspace.kind(given.text, launch.command.directory)
             cached = case.facts.hub_cache

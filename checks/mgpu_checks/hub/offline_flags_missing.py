@@ -8,6 +8,7 @@ from mgpu_checks.hub import (
     DATASETS,
     INVENTED,
     Given,
+    is_for_transformers,
     is_local_path,
     is_offline,
     is_offline_machine,
@@ -80,6 +81,9 @@ RULE = Rule(
             facts=NO_NETWORK,
         ),
         Example(
+            "a script that asks no hub", "torchrun --nproc_per_node 4 train.py --model ./best.pth", facts=NO_NETWORK
+        ),
+        Example(
             "inherited",
             "torchrun --nproc_per_node 4 train.py --model_name_or_path /models/qwen2.5-7b",
             facts={**NO_NETWORK, "env": {"HF_HUB_OFFLINE": "1"}},
@@ -136,6 +140,8 @@ def _says_something(case: Case, launch: Launch) -> bool:
 
 
 def _is_on_disk(case: Case, launch: Launch, model: Given) -> bool:
+    if not is_for_transformers(launch, model):
+        return False
     if is_local_path(model.text):
         return True
     kind = case.workspace.kind(model.text, launch.command.directory)

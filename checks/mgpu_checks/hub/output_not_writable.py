@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mgpu_checks.engine import TrainingArguments, is_training, training_arguments
-from mgpu_checks.hub import is_local_path, is_offline, may_come_from_before, models
+from mgpu_checks.hub import is_for_transformers, is_local_path, is_offline, may_come_from_before, models
 from mgpu_checks.launch import version_at_least
 from mgpu_doctor.authoring import (
     Case,
@@ -385,7 +385,9 @@ def _cache(case: Case, launch: Launch) -> Iterator[Finding]:
     if any(variable.name in _CACHES and variable.scope != "inherited" for variable in launch.command.environment):
         return
     model = next(iter(models(launch)), None)
-    if model is None or is_local_path(model.text) or "/" not in model.text or model.text in cached:
+    if model is None or model.text in cached or not is_for_transformers(launch, model):
+        return
+    if is_local_path(model.text) or "/" not in model.text:
         return
     if case.workspace.kind(model.text, launch.command.directory) != "missing":
         return
