@@ -185,7 +185,7 @@ _LOADERS = ("transformers", "peft", "trl", "vllm", "sglang", "sentence_transform
 
 
 def is_for_transformers(launch: Launch, given: Given) -> bool:
-    """Whether a value surely goes to a library that takes a folder or a hub id; ``--model out/best`` may be anything."""
+    """Whether a value surely goes to a library that takes folders and hub ids; ``--model out/best`` may be anything."""
     if given.name in _OF_TRANSFORMERS or launch.target.framework in _FRAMEWORKS:
         return True
     program = launch.target.program
