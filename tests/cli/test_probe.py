@@ -261,11 +261,11 @@ class TestReal:
     def test_a_hang_ends_with_the_deadline_and_the_stacks(self, run: Run) -> None:
         began = time.monotonic()
         done = run(
-            *("probe", "--cpu", "--nproc", "2", "--python", _python(), "--deadline", "12", "--format", "plain"),
+            *("probe", "--cpu", "--nproc", "2", "--python", _python(), "--deadline", "45", "--format", "plain"),
             MGPU_DOCTOR_PROBE_FAULT="hang:collective:1",
         )
         assert done.returncode == 1
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 90
         assert "error MGD905 collective-hangs" in done.stdout
         assert "rank 1 does not take part, rank 0 waits" in done.stdout
         assert "in all_reduce" in done.stdout
