@@ -15,6 +15,7 @@ from mgpu_doctor.collect.interpreter import (
     interpreter_of,
     launcher_interpreter,
     named_interpreter,
+    path_of_user,
     read_interpreter,
     shebangs_of,
 )
@@ -147,6 +148,21 @@ def test_commands_and_their_first_lines(tmp_path: Path) -> None:
     assert interpreter_of(shebangs[str(launcher)]) == "/opt/e/bin/python3.11"
     assert interpreter_of("#!/usr/bin/env python") is None
     assert interpreter_of("#!/bin/sh") is None
+
+
+def test_the_environment_that_uvx_makes_is_not_the_users(tmp_path: Path) -> None:
+    own = make_venv(tmp_path / "own", "mgpu_doctor-0.1.0")
+    configuration = tmp_path / "own" / "pyvenv.cfg"
+    path = f"{own.parent}:/usr/bin:/bin"
+    assert path_of_user({"PATH": path}, str(own)) == path
+    configuration.write_text(configuration.read_text() + "uv = 0.13.9\n")
+    assert path_of_user({"PATH": path}, str(own)) == "/usr/bin:/bin"
+    assert path_of_user({"PATH": path, "VIRTUAL_ENV": str(tmp_path / "own")}, str(own)) == path
+    assert path_of_user({"PATH": f"/usr/bin:{path}"}, str(own)) == f"/usr/bin:{path}"
+    assert path_of_user({"PATH": str(own.parent)}, str(own)) == str(own.parent)
+    assert path_of_user({}, str(own)) is None
+    make_site(site_of(tmp_path / "own"), "torch-2.6.0")
+    assert path_of_user({"PATH": path}, str(own)) == path
 
 
 def test_a_launcher_in_an_environment_with_a_blank_in_its_path(tmp_path: Path) -> None:

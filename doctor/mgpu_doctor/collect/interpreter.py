@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from shutil import which
 
@@ -63,6 +64,24 @@ def commands_on_path(path: str | None = None) -> dict[str, str]:
     """Where the known launchers and interpreters lie on PATH, by name."""
     found = {name: which(name, path=path) for name in COMMANDS}
     return {name: place for name, place in found.items() if place}
+
+
+def path_of_user(variables: Mapping[str, str], own: str | None = None) -> str | None:
+    """PATH as the user has it; None when it is not set.
+
+    ``uvx`` puts the environment that it made for this program first on PATH, without VIRTUAL_ENV (uv 0.13.9, seen by
+    running it): nobody's command would run there, so it is left out. ``own`` is this program's interpreter.
+    """
+    path = variables.get("PATH")
+    own = own or sys.executable
+    folder = os.path.dirname(own)
+    first, _, rest = (path or "").partition(os.pathsep)
+    if not rest or not own or os.path.realpath(first) != os.path.realpath(folder):
+        return path
+    prefix, values = _venv(own) or ("", {})
+    if "uv" not in values or variables.get("VIRTUAL_ENV") == prefix:
+        return path
+    return path if has_framework(read_interpreter(own, variables)) else rest
 
 
 def shebangs_of(paths: Iterable[str]) -> dict[str, str]:

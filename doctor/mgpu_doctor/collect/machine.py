@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -38,9 +39,9 @@ def this_machine(needs: frozenset[str] = ALL, python: str | Unknown | None = Non
     Raises:
         InputError: there is no such interpreter.
     """
-    variables = os.environ
+    variables = users_variables()
     if isinstance(python, str):
-        python = _named(python)
+        python = _named(python, variables.get("PATH"))
         path = path or os.pathsep.join((os.path.dirname(python), variables.get("PATH", os.defpath)))
     searched = variables if path is None else {**variables, "PATH": path}
     values: dict[str, Any] = dict.fromkeys(_FACTS, UNASKED)
@@ -60,10 +61,22 @@ def this_machine(needs: frozenset[str] = ALL, python: str | Unknown | None = Non
     return Facts(origin=ORIGIN, **values)
 
 
-def _named(python: str) -> str:
+def users_variables() -> Mapping[str, str]:
+    """The environment that this process has inherited, with the user's own PATH."""
+    own = os.path.dirname(sys.executable)
+    first = os.environ.get("PATH", "").partition(os.pathsep)[0]
+    if first != own or os.environ.get("VIRTUAL_ENV") == os.path.dirname(own):
+        return os.environ
+    from mgpu_doctor.collect.interpreter import path_of_user
+
+    path = path_of_user(os.environ)
+    return os.environ if path is None or path == os.environ["PATH"] else {**os.environ, "PATH": path}
+
+
+def _named(python: str, path: str | None) -> str:
     from mgpu_doctor.collect.interpreter import named_interpreter
 
-    found = named_interpreter(python)
+    found = named_interpreter(python, path)
     if isinstance(found, Unknown):
         raise InputError(
             f"no interpreter to inspect: {found.reason}",
