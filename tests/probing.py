@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from mgpu_doctor.model.facts import Facts
 from mgpu_doctor.model.launch import Launch
 from mgpu_doctor.model.observation import Observation, RankSeen, StageSeen
 from mgpu_doctor.probe import ProbePlan, probe
+from mgpu_doctor.probe.measure import CURES, LIMITS, Measurement
+from mgpu_doctor.probe.session import opened
+from mgpu_doctor.probe.start import plain_start
 from mgpu_doctor.probe.worker import FAULT_VARIABLE
 from mgpu_doctor.read.workspace import LocalWorkspace
 
@@ -71,6 +74,25 @@ def observe(
         began = time.monotonic()
         seen = probe(plan)
         assert time.monotonic() - began < deadline_s + 10
+        assert left_of(place) == []
+        assert os.listdir(place) == []
+    return seen
+
+
+def measure(
+    directory: Path,
+    python: Path,
+    fault: str,
+    limits: Mapping[str, float],
+    *,
+    processes: int = 2,
+    cures: Mapping[str, tuple[Mapping[str, str], ...]] = CURES,
+) -> Observation:
+    """Probe without a command where a fault is injected; ``limits`` are seconds for stages that are known to hang."""
+    with surroundings(python, fault), scratch() as place:
+        with opened("feedcafe", 150, cpu=True) as session:
+            start = plain_start(Facts(), processes, str(python), str(directory), session.worker, cpu=True)
+            seen = Measurement(session, start, Facts(), lambda _: None, cures, {**LIMITS, **limits}).run()
         assert left_of(place) == []
         assert os.listdir(place) == []
     return seen

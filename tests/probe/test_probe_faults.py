@@ -7,7 +7,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,9 @@ import mgpu_doctor
 from mgpu_doctor.model.facts import Facts
 from mgpu_doctor.model.observation import Observation
 from mgpu_doctor.probe import ProbePlan, guard, probe
-from mgpu_doctor.probe.measure import Measurement
-from mgpu_doctor.probe.session import opened
-from mgpu_doctor.probe.start import plain_start
 from mgpu_doctor.probe.worker import FAULT_VARIABLE
 from oracle_environments import python_of, requires_oracle
-from probing import NO_GPUS, left_of, observe, rank, scratch, stage, states, surroundings
+from probing import NO_GPUS, left_of, measure, observe, rank, scratch, stage, states, surroundings
 
 pytestmark = [
     pytest.mark.oracle,
@@ -58,8 +54,7 @@ def test_a_worker_that_is_killed(where: str, seen_in: str, tmp_path: Path) -> No
     assert (rank(seen, 1).state, rank(seen, 1).signal) == ("killed", "SIGKILL")
     before = ORDER[: ORDER.index(seen_in)]
     assert {states(seen)[name] for name in before} <= {"ok"}
-    behind = ORDER[ORDER.index(seen_in) + 1 :]
-    assert {states(seen)[name] for name in behind} <= {"skipped", "ok"}
+    assert seen.stages[-1] == at
 
 
 def test_a_worker_that_ends_with_a_status(tmp_path: Path) -> None:
@@ -89,19 +84,18 @@ def test_a_worker_whose_device_fails_does_not_keep_the_others_from_meeting(tmp_p
     ],
 )
 def test_a_worker_that_hangs(where: str, seen_in: str, tmp_path: Path) -> None:
-    seen = with_fault(f"hang:{where}:1", tmp_path, deadline_s=12)
+    limits = {seen_in: 12 if seen_in == "identity" else 2}
+    seen = measure(tmp_path, PYTHON, f"hang:{where}:1", limits)
     at = stage(seen, seen_in)
     assert at.state == "hung"
     assert 1 in at.ranks
     stuck = rank(seen, 1)
     assert stuck.state == "hung"
     assert any("misbehave" in frame for frame in stuck.stack), stuck.stack
-    assert isinstance(seen.seconds, float)
-    assert seen.seconds < 13
 
 
 def test_the_rank_that_never_comes_to_the_collective_is_named(tmp_path: Path) -> None:
-    seen = with_fault("hang:collective:1", tmp_path, deadline_s=14)
+    seen = measure(tmp_path, PYTHON, "hang:collective:1:unless=MGPU_DOCTOR_PROBE_ROUND", {"collective": 2})
     assert (stage(seen, "collective").state, stage(seen, "collective").ranks) == ("hung", (1,))
     assert any("misbehave" in frame for frame in rank(seen, 1).stack)
     assert any("all_reduce" in frame for frame in rank(seen, 0).stack)
@@ -109,7 +103,7 @@ def test_the_rank_that_never_comes_to_the_collective_is_named(tmp_path: Path) ->
 
 
 def test_the_stack_is_told_even_while_the_interpreter_is_locked(tmp_path: Path) -> None:
-    seen = with_fault("block:solo:0", tmp_path, deadline_s=12)
+    seen = measure(tmp_path, PYTHON, "block:solo:0", {"solo": 2})
     assert stage(seen, "solo").state == "hung"
     assert rank(seen, 0).stack[-1].endswith("in misbehave")
 
@@ -126,7 +120,7 @@ def test_a_wrong_sum_is_seen_wherever_it_is_in_the_tensor(tmp_path: Path) -> Non
 
 
 def test_the_bad_pair_is_found(tmp_path: Path) -> None:
-    seen = with_fault("hang:collective:2,hang:pair-0-2:0", tmp_path, processes=3, deadline_s=50)
+    seen = measure(tmp_path, PYTHON, "hang:collective:2,hang:pair-0-2:0", {"collective": 3}, processes=3)
     assert stage(seen, "collective").state == "hung"
     assert seen.bad_pairs == ((0, 2),)
 
@@ -139,15 +133,17 @@ def test_no_pair_is_blamed_where_the_fault_does_not_come_back(tmp_path: Path) ->
 
 
 def test_the_setting_that_cures_is_named(tmp_path: Path) -> None:
-    with surroundings(PYTHON, "hang:collective:1:unless=SECOND_CURE"), scratch() as place:
-        with opened("feedcafe", 60, cpu=True) as session:
-            start = plain_start(Facts(), 2, str(PYTHON), str(tmp_path), session.worker, cpu=True)
-            session.deadline = time.monotonic() + 60
-            cures = {"gloo": ({"FIRST_CURE": "1"}, {"SECOND_CURE": "1"})}
-            seen = Measurement(session, start, Facts(), lambda _: None, cures).run()
-        assert left_of(place) == []
+    cures = {"gloo": ({"FIRST_CURE": "1"}, {"SECOND_CURE": "1"})}
+    seen = measure(tmp_path, PYTHON, "hang:collective:1:unless=SECOND_CURE", {"collective": 2}, cures=cures)
     assert stage(seen, "collective").state == "hung"
     assert seen.cured_by == "SECOND_CURE=1"
+
+
+def test_the_deadline_of_the_whole_probe_is_kept(tmp_path: Path) -> None:
+    seen = with_fault("hang:torch:*", tmp_path, deadline_s=6)
+    assert [one.state for one in seen.stages][-1] == "hung"
+    assert isinstance(seen.seconds, float)
+    assert seen.seconds < 7
 
 
 def test_a_worker_that_floods_the_output(tmp_path: Path) -> None:

@@ -27,6 +27,21 @@ LAUNCHER = 1
 MOST_LINKED = 8
 """Ranks up to which every pair is measured."""
 
+LIMITS: Mapping[str, float] = {
+    "start": 180,
+    "identity": 180,
+    "device": 20,
+    "solo": 10,
+    "together": 10,
+    "group": 20,
+    "collective": 15,
+    "links": 6,
+}
+"""Seconds after which a stage counts as hung (``solo``: each rank, ``links``: each pair); less as time runs out."""
+
+_SHARES = {"start": 0.75, "identity": 0.75, "collective": 0.25}
+"""Part of the time that is left that a stage may take; a half where none is named."""
+
 MOST_MISSING = 64
 GPU_BYTES, CPU_BYTES = 64 << 20, 4 << 20
 GPU_LINK_BYTES, CPU_LINK_BYTES = 32 << 20, 1 << 20
@@ -38,7 +53,7 @@ CURES: Mapping[str, tuple[Mapping[str, str], ...]] = {
 """By backend, the settings under which a collective that hangs or sums wrongly is tried again, each alone."""
 
 _SETTLED = 0.3
-_STAGES = ("device", "solo", "together", "group", "collective", "links", "end")
+_STAGES = ("device", "solo", "together", "group", "collective", "links")
 
 
 class Group:
@@ -104,12 +119,14 @@ class Measurement:
         facts: Facts,
         progress: Callable[[str], None],
         cures: Mapping[str, tuple[Mapping[str, str], ...]] = CURES,
+        limits: Mapping[str, float] = LIMITS,
     ) -> None:
         self.session = session
         self.start = start
         self.facts = facts
         self.progress = progress
         self.cures = cures
+        self.limits = limits
         self.began = time.monotonic()
         self.stages: list[StageSeen] = []
         self.notes = list(start.notes)
@@ -129,11 +146,10 @@ class Measurement:
         self.ids = LAUNCHER
 
     def run(self) -> Observation:
-        """All stages, as far as one makes the next possible."""
+        """All stages, as far as one makes the next possible; those that are not reached are not in the observation."""
         if self._start() and self._identity():
             self._measure()
-        else:
-            self._skip(_STAGES, "the processes did not come so far")
+        self.exit_code = self.session.ended.get(LAUNCHER)
         if self._unsettled():
             from mgpu_doctor.probe.search import Search
 
@@ -142,17 +158,16 @@ class Measurement:
 
     def _measure(self) -> None:
         steps = (self._device, self._solo, self._together, self._group, self._collective, self._links)
-        for name, step in zip(_STAGES, steps, strict=False):
+        for name, step in zip(_STAGES, steps, strict=True):
+            if self._died() or not self._usable():
+                return
             if self.session.left <= 0:
                 self._record(name, "skipped", time.monotonic(), detail="the probe's time was over")
-            elif self._died():
-                self._record(name, "skipped", time.monotonic(), detail="a process had ended")
-            elif not self._usable():
-                self._record(name, "skipped", time.monotonic(), detail="no process is left that could")
-            else:
-                self.progress(name)
-                step()
-        self._end()
+                continue
+            self.progress(name)
+            step()
+        if not self._died():
+            self._end()
 
     def _unsettled(self) -> bool:
         """Whether the collective went wrong in a way that is worth another look."""
@@ -175,7 +190,7 @@ class Measurement:
         session = self.session
         self.progress("start")
         session.start(LAUNCHER, self.start.argv, self.start.environment, self.start.directory)
-        session.pump(lambda: bool(session.peers) or self._launcher_ended(), session.left * 0.75)
+        session.pump(lambda: bool(session.peers) or self._launcher_ended(), self._limit("start"))
         if not session.peers and self._launcher_ended():
             # What it wrote last, and a worker that was just starting, may still be on their way.
             session.pump(lambda: bool(session.peers), _SETTLED)
@@ -184,7 +199,6 @@ class Measurement:
             return True
         if self._launcher_ended():
             self.launcher_error = session.missing.get(LAUNCHER) or error_line(session.output())
-            self.exit_code = session.ended.get(LAUNCHER)
             detail = "the launcher could not be started" if LAUNCHER in session.missing else self._ended_detail()
             self._record("start", "failed", began, detail=detail)
         else:
@@ -205,10 +219,10 @@ class Measurement:
         self.progress("identity")
         patience = max(5.0, 2 * (began - self.began))
         watch = _Arrivals(session, self.start.promised, patience, self._launcher_ended)
-        session.pump(watch.complete, session.left * 0.75)
+        session.pump(watch.complete, self._limit("identity"))
         self.peers = list(session.peers)
         self.groups = groups_of(self.peers)
-        session.pump(lambda: all(p.answer or p.gone for p in self.peers), session.left * 0.75)
+        session.pump(lambda: all(p.answer or p.gone for p in self.peers), self._limit("identity"))
         slow = [peer for peer in self.peers if not peer.answer and not peer.gone]
         failed = [peer for peer in self.peers if peer.error is not None]
         absent = [rank for group in self.groups for rank in group.missing]
@@ -250,13 +264,13 @@ class Measurement:
                 )
 
     def _device(self) -> None:
-        self._ask("device", [(peer, {"do": "device"}) for peer in self._usable()], min(20, self.session.left / 2))
+        self._ask("device", [(peer, {"do": "device"}) for peer in self._usable()], self._limit("device"))
 
     def _solo(self) -> None:
         began = time.monotonic()
         times = self._times()
         for peer in self._fit():
-            state, bad, detail = self._put("solo", [(peer, {"do": "solo", **times})], min(10, self.session.left / 2))
+            state, bad, detail = self._put("solo", [(peer, {"do": "solo", **times})], self._limit("solo"))
             if state != "ok":
                 self._record("solo", state, began, bad, detail=detail)
                 return
@@ -271,13 +285,17 @@ class Measurement:
             self._record("together", "skipped", began, detail="there is one process")
             return
         times = self._times()
-        limit = min(10, self.session.left / 2)
+        limit = self._limit("together")
         state, bad, detail = self._put("together", [(peer, {"do": "arm", **times}) for peer in peers], limit)
         if state == "ok":
             state, bad, detail = self._put("together", [(peer, {"do": "together", **times}) for peer in peers], limit)
         if state == "ok":
             self.together = {peer.pid: float(peer.answer["ms"]) for peer in peers if peer.answer is not None}
         self._record("together", state, began, bad, detail=detail)
+
+    def _limit(self, name: str) -> float:
+        """Seconds that a stage may take now."""
+        return min(self.limits[name], self.session.left * _SHARES.get(name, 0.5))
 
     def _times(self) -> dict[str, float]:
         """How long is warmed up, and measured: a GPU needs some time to raise its clocks."""
@@ -318,7 +336,7 @@ class Measurement:
             self.backend, why = self._backend_of(group)
             order = {"do": "group", "backend": self.backend, "loopback": bool(why)}
             orders += [(peer, order) for peer in group.peers]
-        state, bad, detail = self._put("group", orders, min(20, self.session.left / 2))
+        state, bad, detail = self._put("group", orders, self._limit("group"))
         self._record("group", state, began, bad, detail=detail or self._backend_of(told[0])[1])
 
     def _backend_of(self, group: Group) -> tuple[str, str]:
@@ -345,7 +363,7 @@ class Measurement:
             return
         size = GPU_BYTES if self.on_gpu else CPU_BYTES
         orders = [(peer, {"do": "collective", "bytes": size}) for group in formed for peer in group.peers]
-        state, bad, detail = self._put("collective", orders, min(15, self.session.left / 4))
+        state, bad, detail = self._put("collective", orders, self._limit("collective"))
         if state == "ok":
             state, bad, detail = self._sums(formed)
         self._record("collective", state, began, bad, detail=detail)
@@ -391,7 +409,7 @@ class Measurement:
                 detail = f"{len(speeds)} pairs were measured, then the time was over"
                 break
             order = {"do": "link", "a": a, "b": b, "bytes": size, "times": 10 if self.on_gpu else 3}
-            state, bad, detail = self._put("links", [(members[a], order), (members[b], order)], 6)
+            state, bad, detail = self._put("links", [(members[a], order), (members[b], order)], self._limit("links"))
             if state != "ok":
                 break
             answer = members[b].answer or {}
@@ -437,8 +455,7 @@ class Measurement:
         if whole_and_well:
             session.pump(lambda: LAUNCHER in session.ended, min(1.5, session.left))
         late = [peer for peer in peers if not peer.said_bye]
-        self.exit_code = session.ended.get(LAUNCHER)
-        if self.exit_code and all(stage.state in ("ok", "skipped") for stage in self.stages) and not late:
+        if session.ended.get(LAUNCHER) and all(stage.state in ("ok", "skipped") for stage in self.stages) and not late:
             self.launcher_error = error_line(session.output())
         if late:
             state, bad, detail = self._broken(late) if self._died() else ("hung", late, "it did not end when asked")
@@ -527,10 +544,6 @@ class Measurement:
         self.stages.append(StageSeen(name, state, round(time.monotonic() - began, 3), ranks, detail))
         if state not in ("ok", "skipped"):
             self.progress(f"{name}: {state}" + (f": {detail}" if detail else ""))
-
-    def _skip(self, names: Iterable[str], why: str) -> None:
-        for name in names:
-            self.stages.append(StageSeen(name, "skipped", detail=why))
 
     def number(self, peer: Peer) -> int:
         """A process's rank, or its place among the processes where it was told none."""
