@@ -32,7 +32,7 @@ names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 told = {name: os.environ[name] for name in names}
 send(kind="hello", token=settings["token"], pid=os.getpid(), ppid=os.getppid(), host="h", python="3.11.0", told=told)
 devices = [
-    {"index": at, "uuid": uuid, "name": "NVIDIA H200", "bus": f"0000:{at}B:00.0"} for at, uuid in enumerate(uuids)
+    {"index": at, "uuid": uuid, "name": "NVIDIA H200", "bus": f"0000:{uuid[4]}B:00.0"} for at, uuid in enumerate(uuids)
 ]
 send(kind="seen", devices=devices, driver_error=None, index=index, wrapped=rank != index)
 peers = [[a, b, (a, b) != (0, 2)] for a in range(len(uuids)) for b in range(a + 1, len(uuids))]

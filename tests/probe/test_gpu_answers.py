@@ -51,7 +51,7 @@ def test_three_ranks_on_three_devices() -> None:
     assert [one.uuid for one in seen.ranks] == [*UUIDS]
     assert [one.physical_index for one in seen.ranks] == [4, 5, 6]
     assert [one.device_index for one in seen.ranks] == [0, 1, 2]
-    assert seen.ranks[1].pci_bus_id == "0000:1B:00.0"
+    assert seen.ranks[1].pci_bus_id == "0000:bB:00.0"
     assert seen.sum_measured == (6.0, 6.0, 6.0)
     assert seen.all_reduce_gib_per_s == pytest.approx(1000 * 4 / 3)
     assert [(link.a, link.b, link.peer_access) for link in seen.links] == [(0, 1, True), (0, 2, False), (1, 2, True)]
@@ -73,6 +73,13 @@ def test_ranks_on_one_device_are_measured_without_nccl() -> None:
     assert not any(one.state in ("failed", "hung") for one in seen.stages)
     (note,) = seen.notes
     assert note.startswith("Local rank 1 has no device of its own, 1 being visible")
+
+
+def test_instances_of_one_gpu_are_one_device_to_nccl() -> None:
+    seen = seen_with((0, 1), ("MIG-a1", "MIG-a2"))
+    assert [one.uuid for one in seen.ranks] == ["MIG-a1", "MIG-a2"]
+    assert seen.backend == "gloo"
+    assert states(seen)["collective"] == "skipped"
 
 
 def test_devices_that_nobody_uses_are_idle() -> None:

@@ -30,16 +30,16 @@ MOST_LINKED = 8
 LIMITS: Mapping[str, float] = {
     "start": 180,
     "identity": 180,
-    "device": 20,
+    "device": 40,
     "solo": 10,
     "together": 10,
     "group": 20,
-    "collective": 15,
+    "collective": 25,
     "links": 6,
 }
 """Seconds after which a stage counts as hung (``solo``: each rank, ``links``: each pair); less as time runs out."""
 
-_SHARES = {"start": 0.75, "identity": 0.75, "collective": 0.25}
+_SHARES = {"start": 0.75, "identity": 0.75, "collective": 0.4}
 """Part of the time that is left that a stage may take; a half where none is named."""
 
 MOST_MISSING = 64
@@ -257,10 +257,11 @@ class Measurement:
                     " accelerate does. A program that selects cuda:LOCAL_RANK itself stops with"
                     ' "invalid device ordinal".'
                 )
-            elif devices and not peer.ready.get("cuda_ok") and not self.session.cpu:
+            elif peer.ready.get("cuda_error") and not self.session.cpu:
+                what = f"shows {len(devices)} devices" if devices else f"says {peer.seen.get('driver_error')}"
                 self.notes.append(
-                    f"The driver shows {len(devices)} devices to rank {self.number(peer)}, and torch"
-                    f" {peer.ready.get('torch')} cannot use them: {peer.ready.get('cuda_error')}"
+                    f"The CUDA driver {what} to rank {self.number(peer)}, and torch {peer.ready.get('torch')} cannot"
+                    f" use the GPU: {peer.ready.get('cuda_error')}"
                 )
 
     def _device(self) -> None:
@@ -345,9 +346,12 @@ class Measurement:
             return "gloo", ""
         if not all(peer.ready.get("has_nccl") for peer in group.peers):
             return "gloo", "this torch has no NCCL"
-        uuids = [self._uuid(peer) for peer in group.peers]
-        if len(set(uuids)) < len(uuids):
-            return "gloo", "NCCL refuses two ranks on one device, so gloo stood in for it"
+        # NCCL tells devices by their place on the PCI bus (init.cc, "Duplicate GPU detected"), so that two MIG
+        # instances of one GPU count as one as well.
+        for told in (self._uuid, lambda peer: self._device_of(peer).get("bus")):
+            known = [name for peer in group.peers if isinstance(name := told(peer), str)]
+            if len(set(known)) < len(known):
+                return "gloo", "NCCL refuses two ranks on one device, so gloo stood in for it"
         return "nccl", ""
 
     def _collective(self) -> None:

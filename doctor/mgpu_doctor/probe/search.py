@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 MOST_SEARCHED = 16
 SMALL_BYTES = 1 << 20
-_GROUP_SECONDS = 6.0
+SECONDS = {"nccl": 12.0, "gloo": 5.0}
+"""By backend, how long a group may take to form and to sum, in processes that are ready."""
 
 
 def tournament(count: int) -> tuple[tuple[tuple[int, int], ...], ...]:
@@ -41,6 +42,10 @@ def tournament(count: int) -> tuple[tuple[tuple[int, int], ...], ...]:
     return tuple(rounds)
 
 
+class _OutOfTimeError(Exception):
+    """What is left of the probe's time is too short for an answer that means anything."""
+
+
 class Search:
     """A second look, by ranks that are started again one by one."""
 
@@ -54,13 +59,18 @@ class Search:
         self.rounds: dict[int, str] = {}
 
     def run(self) -> None:
-        """Control, then the first cure, then pairs, then the other cures."""
+        """Look as long as there is time for it."""
         if len([g for g in self.of.groups if not g.alone]) > 1 or len(self.first) > MOST_SEARCHED:
             return
         self.of.progress("collective: another look")
-        self.session.clear()
-        if not self._start_all({}):
-            return
+        try:
+            self._look()
+        except _OutOfTimeError:
+            self.of.notes.append("The time of the probe was over before all that could be tried had been tried.")
+
+    def _look(self) -> None:
+        """Control, then the first cure, then pairs, then the other cures."""
+        self._start_all({})
         if self._all_meet():
             self.of.notes.append("The collective passed when it was repeated: the fault does not always show.")
             return
@@ -74,36 +84,35 @@ class Search:
                 return
 
     def _cured(self, cure: Mapping[str, str]) -> bool:
-        self.session.clear()
-        if not self._start_all(cure) or not self._all_meet():
+        self._start_all(cure)
+        if not self._all_meet():
             return False
         self.of.cured_by = " ".join(f"{name}={value}" for name, value in cure.items())
         return True
 
     def _pairs(self) -> None:
         """Each pair alone. Where every pair fails the fault is in no pair."""
-        self.session.clear()
-        if not self._start_all({}):
-            return
+        self._start_all({})
         bad: list[tuple[int, int]] = []
-        tried = 0
+        good = False
         for pairs in tournament(len(self.first)):
-            if not self._wait_ready():
-                return
+            self._wait_ready()
             met = self._meet(pairs)
-            tried += len(pairs)
             lost = [pair for pair in pairs if not met[pair]]
+            good |= len(lost) < len(pairs)
             bad += lost
+            if good:
+                self.of.bad_pairs = tuple(sorted(bad))
             for rank in {rank for pair in lost for rank in pair}:
                 self._renew(rank, {})
-        if len(bad) < tried:
-            self.of.bad_pairs = tuple(sorted(bad))
 
-    def _start_all(self, extra: Mapping[str, str]) -> bool:
+    def _start_all(self, extra: Mapping[str, str]) -> None:
+        """Every rank anew, with some variables besides those of the command."""
+        self.session.clear()
         self.peers = {}
         for rank in range(len(self.first)):
             self._start(rank, extra)
-        return self._wait_ready()
+        self._wait_ready()
 
     def _start(self, rank: int, extra: Mapping[str, str]) -> None:
         old = self.first[rank]
@@ -123,13 +132,14 @@ class Search:
                 os.kill(peer.pid, signal.SIGKILL)
         self._start(rank, extra)
 
-    def _wait_ready(self) -> bool:
+    def _wait_ready(self) -> None:
         def ready() -> bool:
             by_round = {peer.told.get(ROUND_VARIABLE): peer for peer in self.session.peers if not peer.gone}
             self.peers = {rank: by_round[number] for rank, number in self.rounds.items() if number in by_round}
             return len(self.peers) == len(self.first) and all(peer.ready for peer in self.peers.values())
 
-        return self.session.pump(ready, self.session.left)
+        if not self.session.pump(ready, self.session.left):
+            raise _OutOfTimeError
 
     def _all_meet(self) -> bool:
         ranks = tuple(range(len(self.first)))
@@ -137,6 +147,9 @@ class Search:
 
     def _meet(self, groups: tuple[tuple[int, ...], ...]) -> dict[tuple[int, ...], bool]:
         """Let groups of ranks meet, all at the same time; whether each did, with the right sum."""
+        seconds = SECONDS[self.backend]
+        if self.session.left < seconds:
+            raise _OutOfTimeError
         asked: dict[tuple[int, ...], list[Peer]] = {}
         for ranks in groups:
             port = free_port()
@@ -148,7 +161,7 @@ class Search:
                 }  # fmt: skip
                 self.session.tell(self.peers[rank], order)
         everyone = [peer for peers in asked.values() for peer in peers]
-        self.session.pump(lambda: all(peer.answer or peer.gone for peer in everyone), _GROUP_SECONDS)
+        self.session.pump(lambda: all(peer.answer or peer.gone for peer in everyone), seconds)
         return {ranks: all(_met(peer) for peer in peers) for ranks, peers in asked.items()}
 
 

@@ -310,7 +310,7 @@ class Worker:
                 answer["nccl"] = ".".join(str(part) for part in nccl.version())
             if driver is not None and driver.count <= 16:
                 answer["peers"] = driver.peers()
-        elif driver is not None and driver.count:
+        elif driver is not None and (driver.count or driver.error not in (None, "CUDA_ERROR_NO_DEVICE")):
             try:
                 torch.zeros(1, device="cuda")
             except Exception as error:  # noqa: BLE001 - torch's own words are what is wanted
