@@ -185,6 +185,16 @@ def test_offline_nothing_is_guessed(command: str) -> None:
     assert not found(offline_but_remote, command, files=SCRIPT, facts={"hub_cache": []})
 
 
+def test_data_sets_are_a_warning_because_they_may_be_prepared_elsewhere() -> None:
+    files = {"train.py": "import datasets\n"}
+    command = "HF_HUB_OFFLINE=1 python train.py --dataset_name org/pairs"
+    assert severities(found(offline_but_remote, command, files=files, facts={"hub_cache": []})) == ["warning"]
+    assert not found(offline_but_remote, command, files=files, facts={"hub_cache": ["datasets/org/pairs"]})
+    assert not found(offline_but_remote, command, files=files, facts={"hub_cache": ["org/pairs"]})
+    assert not found(offline_but_remote, command, files={**files, "org/pairs/a.json": "[]"}, facts={"hub_cache": []})
+    assert not found(offline_but_remote, command, files=SCRIPT, facts={"hub_cache": []})
+
+
 def test_a_model_that_is_there_needs_no_network_but_the_switch() -> None:
     command = TRAIN + "./m"
     assert not found(offline_but_remote, command, files={**SCRIPT, **MODEL}, facts={"hub_cache": [], **NO_NETWORK})

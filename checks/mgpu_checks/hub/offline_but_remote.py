@@ -1,12 +1,15 @@
-"""The job may not or cannot ask the hub, and a model that it names is neither on disk nor in the hub's cache."""
+"""The job may not or cannot ask the hub, and what it names is neither on disk nor in the hub's cache."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mgpu_checks.engine import is_training, training_arguments
 from mgpu_checks.hub import (
+    DATASETS,
     HOSTS,
     HUB,
+    ON,
     SWITCHES,
     Given,
     adapters,
@@ -42,9 +45,9 @@ _SFT = "model_name_or_path: org/base-7b\nstage: sft\ndo_train: true\noutput_dir:
 RULE = Rule(
     code="MGD403",
     slug="offline-but-remote",
-    title="The model is not on this machine, and the hub is out of reach",
+    title="What is to be loaded is not on this machine, and the hub is out of reach",
     severity=Severity.ERROR,
-    summary="Offline mode is on, or the machine has no network, and the model is a hub id that is not in the cache.",
+    summary="Offline mode is on, or there is no network, and a model or data set is a hub id that is not in the cache.",
     why=(
         "In offline mode the libraries take a hub id from the cache alone. What is not there fails in every rank with "
         "\"We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached "
@@ -66,6 +69,21 @@ RULE = Rule(
             {"hub_cache": []},
         ),
         Example(
+            "a data set that is registered as a repository of the hub",
+            "HF_HUB_OFFLINE=1 llamafactory-cli train sft.yaml",
+            {
+                "sft.yaml": _SFT + "dataset: pairs\n",
+                "data/dataset_info.json": '{"pairs": {"hf_hub_url": "org/pairs"}}\n',
+            },
+            {"hub_cache": ["org/base-7b"]},
+        ),
+        Example(
+            "a script's data set",
+            "HF_DATASETS_OFFLINE=1 python train.py --dataset_name org/pairs",
+            {"train.py": "import datasets\n"},
+            {"hub_cache": []},
+        ),
+        Example(
             "the adapter",
             "HF_HUB_OFFLINE=1 llamafactory-cli chat --model_name_or_path org/base-7b --adapter_name_or_path org/lora "
             "--template llama3",
@@ -75,6 +93,21 @@ RULE = Rule(
     ),
     good=(
         Example("it is in the cache", "HF_HUB_OFFLINE=1 " + _TRAIN, _FILES, {"hub_cache": ["org/base-7b"]}),
+        Example(
+            "the data set is in the cache too",
+            "HF_HUB_OFFLINE=1 llamafactory-cli train sft.yaml",
+            {
+                "sft.yaml": _SFT + "dataset: pairs\n",
+                "data/dataset_info.json": '{"pairs": {"hf_hub_url": "org/pairs"}}\n',
+            },
+            {"hub_cache": ["org/base-7b", "datasets/org/pairs"]},
+        ),
+        Example(
+            "datasets may ask the hub",
+            "HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=0 python train.py --dataset_name org/pairs",
+            {"train.py": "import datasets\n"},
+            {"hub_cache": []},
+        ),
         Example(
             "what a script takes for a model is not known",
             "HF_HUB_OFFLINE=1 torchrun train.py --model out/best",
@@ -128,6 +161,15 @@ RULE = Rule(
             ran=True,
         ),
         Reference(
+            "datasets 3.6.0 and 4.0.0, load_dataset() with HF_HUB_OFFLINE=1 and empty caches",
+            "ConnectionError: Couldn't reach 'org/pairs' on the Hub (OfflineModeIsEnabled)",
+            ran=True,
+        ),
+        Reference(
+            "llamafactory 0.9.5, data/parser.py get_dataset_list()",
+            "hf_hub_url is taken unless ModelScope or OpenMind is asked for",
+        ),
+        Reference(
             "llamafactory 0.9.3, extras/misc.py try_download_model_from_other_hub()",
             "USE_MODELSCOPE_HUB and USE_OPENMIND_HUB take the model from other hubs",
         ),
@@ -170,6 +212,7 @@ def find(case: Case) -> Iterator[Finding]:
         return
     unknown: Unknown | None = None
     for launch in case.launches:
+        yield from _data_sets(case, launch)
         why = _out_of_reach(case, launch)
         if why is None or sets_itself(launch) or uses_other_hub(case, launch) or _has_own_cache(case, launch):
             continue
@@ -185,6 +228,67 @@ def find(case: Case) -> Iterator[Finding]:
                 yield _report(case, launch, given, why, cached)
     if unknown is not None:
         case.require(unknown)
+
+
+def _data_sets(case: Case, launch: Launch) -> Iterator[Finding]:
+    """Data sets by hub id. datasets keeps what it has prepared in a cache of its own as well, so this is a warning."""
+    cached, why = case.facts.hub_cache, _data_out_of_reach(case, launch)
+    if isinstance(cached, Unknown) or why is None or uses_other_hub(case, launch) or _has_own_cache(case, launch):
+        return
+    if sets_itself(launch):
+        return
+    for given in (*_named_data_sets(launch), *_registered_data_sets(case, launch)):
+        known = {entry.lower().removeprefix("datasets/") for entry in cached}
+        if not _ID.fullmatch(given.text) or given.text.lower() in known or _comes(case, launch, given):
+            continue
+        if case.workspace.kind(given.text, launch.command.directory) == "missing":
+            yield report(
+                RULE,
+                f"{why}, and the data set {given.text} is not in the hub's cache: it can be loaded only if datasets "
+                "has prepared it here before.",
+                given.location,
+                subject=given.text,
+                severity=Severity.WARNING,
+                fix=Fix(
+                    "fetch it where there is a network", commands=(f"hf download --repo-type dataset {given.text}",)
+                ),
+            )
+
+
+def _data_out_of_reach(case: Case, launch: Launch) -> str | None:
+    """Why datasets gets nothing from the hub; its own switch wins over the hub's."""
+    own = value_of(case, launch, DATASETS)
+    if isinstance(own, Unknown):
+        return None
+    if own:
+        return f"{DATASETS}={own} keeps datasets off the hub" if own.upper() in ON else None
+    return _out_of_reach(case, launch)
+
+
+def _named_data_sets(launch: Launch) -> Iterator[Given]:
+    """What the scripts of transformers and trl load by ``--dataset_name``."""
+    argument, program = launch.target.argument("dataset_name"), launch.target.program
+    loads = launch.target.framework == "trl" or (not isinstance(program, Unknown) and program.imports_any("datasets"))
+    if argument is not None and argument.value and loads:
+        word = argument.values[0]
+        yield Given(argument.value, word.origin or launch.command.locate(word.span), "dataset_name")
+
+
+def _registered_data_sets(case: Case, launch: Launch) -> Iterator[Given]:
+    """The data sets of LLaMA-Factory whose entry in dataset_info.json names a repository of the hub."""
+    if not is_training(launch):
+        return
+    given = training_arguments(launch)
+    folder = given.text("dataset_dir", "data")
+    if folder is None or folder.startswith(("ONLINE", "REMOTE:")):
+        return
+    info = case.workspace.config(f"{folder.rstrip('/')}/dataset_info.json", "dataset_info", launch.command.directory)
+    for name in ("dataset", "eval_dataset"):
+        argument = given.get(name)
+        for one in (argument.text or "").split(",") if argument is not None else ():
+            repository = info.get(one.strip(), "hf_hub_url")
+            if argument is not None and isinstance(repository, str):
+                yield Given(repository, argument.location, name)
 
 
 def _out_of_reach(case: Case, launch: Launch) -> str | None:
@@ -239,7 +343,8 @@ def _comes(case: Case, launch: Launch, given: Given) -> bool:
 def _report(case: Case, launch: Launch, given: Given, why: str, cached: tuple[str, ...]) -> Finding:
     model = given.text
     others = [entry for entry in cached if entry.rpartition("/")[2].lower() == model.rpartition("/")[2].lower()]
-    evidence = [f"the hub's cache holds {len(cached)} models" + (f", among them {others[0]}" if others else "")]
+    count = sum(not entry.startswith("datasets/") for entry in cached)
+    evidence = [f"the hub's cache holds {count} models" + (f", among them {others[0]}" if others else "")]
     path = case.facts.hub_cache_path
     if isinstance(path, str):
         evidence.append(f"the cache is {path}")
