@@ -190,7 +190,10 @@ class Guard:
                 self.say(ended=self.started.pop(pid), status=status)
 
     def clear(self) -> None:
-        """End all that was started."""
+        """End all that was started; where /proc shows no tree, at least the sessions that were started."""
+        for pid in () if parents() else self.started:
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
         left = end_all(os.getpid(), self.token, 5.0, self.reap)
         self.reap()
         self.say(cleared=not left)
