@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from shutil import which
 
 from mgpu_doctor.collect.interpreter import launcher_interpreter, named_interpreter
+from mgpu_doctor.collect.regular import read_text
 from mgpu_doctor.model.command import Command, Word, Wrapper
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.pattern import pattern
@@ -402,10 +403,4 @@ def _upwards(folder: str) -> list[str]:
 
 
 def _text(path: str) -> str:
-    try:
-        if not os.path.isfile(path):
-            return ""
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(_LARGEST_TEXT)
-    except OSError:
-        return ""
+    return read_text(path, _LARGEST_TEXT) or ""

@@ -6,6 +6,7 @@ however large the file is. A file that is no such library, or a damaged one, giv
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import BinaryIO
 
@@ -40,6 +41,8 @@ class _Section:
 
 def read_library(path: str) -> Library | None:
     """What a library needs and where it looks for that; None when it cannot be read or is no such file."""
+    if not os.path.isfile(path):
+        return None
     try:
         with open(path, "rb") as file:
             sections = _sections(file)
@@ -50,6 +53,8 @@ def read_library(path: str) -> Library | None:
 
 def read_section(path: str, name: str, most: int) -> bytes | None:
     """The bytes of a section (``.rodata``), at most so many; None when there is none or the file cannot be read."""
+    if not os.path.isfile(path):
+        return None
     try:
         with open(path, "rb") as file:
             for section in _sections(file):

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable
 
 from mgpu_doctor.collect.packages import Distribution
+from mgpu_doctor.collect.regular import read_text
 from mgpu_doctor.model.pattern import pattern
 
 EXTENSIONS = frozenset(
@@ -50,10 +51,6 @@ def library_abi(path: str) -> bool | None:
 
 
 def _libraries(distribution: Distribution) -> list[str]:
-    try:
-        with open(os.path.join(distribution.metadata, "RECORD"), encoding="utf-8", errors="replace") as file:
-            lines = file.read(_LARGEST_RECORD).split("\n")
-    except OSError:
-        return []
+    lines = (read_text(os.path.join(distribution.metadata, "RECORD"), _LARGEST_RECORD) or "").split("\n")
     names = [line.partition(",")[0].strip('"') for line in lines if ".so," in line or '.so",' in line]
     return [os.path.join(distribution.site, name) for name in names[:_MOST_LIBRARIES]]

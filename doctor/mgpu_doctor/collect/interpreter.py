@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from shutil import which
 
+from mgpu_doctor.collect.regular import read_text
 from mgpu_doctor.model.facts import PythonInfo
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.pattern import pattern
@@ -101,13 +102,7 @@ def _shebang(path: str) -> str | None:
 
 def _head(path: str) -> str | None:
     """The beginning of a file as text, None when it cannot be read."""
-    try:
-        if not os.path.isfile(path):
-            return None
-        with open(path, "rb") as file:
-            return file.read(_LARGEST_SCRIPT).decode("utf-8", "replace")
-    except (OSError, ValueError):
-        return None
+    return read_text(path, _LARGEST_SCRIPT)
 
 
 def interpreter_of(shebang: str) -> str | None:
@@ -287,23 +282,17 @@ def wrapped(script: str) -> str | None:
 
 
 def _first_words(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read(4096).split()
-    except (OSError, UnicodeDecodeError):
-        return []
+    return (read_text(path, 4096) or "").split()
 
 
 def _venv(executable: str) -> tuple[str, dict[str, str]] | None:
     """The prefix and the ``pyvenv.cfg`` of a virtual environment, None outside any."""
     directory = os.path.dirname(os.path.abspath(executable))
     for place in (directory, os.path.dirname(directory)):
-        try:
-            with open(os.path.join(place, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
-                lines = file.read(_LARGEST_TEXT).splitlines()
-        except OSError:
+        text = read_text(os.path.join(place, "pyvenv.cfg"), _LARGEST_TEXT)
+        if text is None:
             continue
-        pairs = (line.partition("=") for line in lines)
+        pairs = (line.partition("=") for line in text.splitlines())
         return place, {key.strip().lower(): value.strip() for key, _, value in pairs}
     return None
 
@@ -335,12 +324,9 @@ def _full_version(prefix: str, library: str, values: Mapping[str, str]) -> str:
     short = library.removeprefix("python").rstrip("t")
     written = values.get("version_info") or values.get("version") or ""
     if not written:
-        try:
-            with open(os.path.join(prefix, "include", library, "patchlevel.h"), encoding="utf-8") as file:
-                match = re.search(r'#define PY_VERSION\s+"([^"]+)"', file.read(_LARGEST_TEXT))
-            written = match[1].rstrip("+") if match else ""
-        except (OSError, UnicodeDecodeError):
-            written = ""
+        header = read_text(os.path.join(prefix, "include", library, "patchlevel.h"), _LARGEST_TEXT)
+        match = re.search(r'#define PY_VERSION\s+"([^"]+)"', header or "")
+        written = match[1].rstrip("+") if match else ""
     full = ".".join(written.split(".")[:3])
     return full if full == short or full.startswith(f"{short}.") else short
 
@@ -385,11 +371,7 @@ def _added(names: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     found = []
     for site, inside in names.items():
         for name in sorted(name for name in inside if name.endswith(".pth") and not name.startswith(".")):
-            try:
-                with open(os.path.join(site, name), encoding="utf-8", errors="replace") as file:
-                    lines = file.read(_LARGEST_TEXT).splitlines()
-            except OSError:
-                continue
+            lines = (read_text(os.path.join(site, name), _LARGEST_TEXT) or "").splitlines()
             for line in lines:
                 text = line.rstrip()
                 if text and not text.startswith(("#", "import ", "import\t")) and "\0" not in text:

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator, Mapping
 
 from mgpu_doctor.collect.elf import Library, read_library
+from mgpu_doctor.collect.regular import read_bytes
 
 CACHE = "/etc/ld.so.cache"
 
@@ -105,8 +106,7 @@ def cached_libraries(soname: str, cache: str = CACHE) -> tuple[str, ...]:
     """
     found = []
     try:
-        with open(cache, "rb") as file:
-            raw = file.read(_LARGEST_CACHE)
+        raw = read_bytes(cache, _LARGEST_CACHE) or b""
         start = raw.index(_MAGIC)
         (count,) = struct.unpack_from("<I", raw, start + len(_MAGIC))
         wanted = soname.encode() + b"\0"
@@ -114,6 +114,6 @@ def cached_libraries(soname: str, cache: str = CACHE) -> tuple[str, ...]:
             if raw.startswith(wanted, start + key):
                 end = raw.index(b"\0", start + value)
                 found.append(raw[start + value : end].decode("utf-8", "surrogateescape"))
-    except (OSError, ValueError, struct.error):
+    except (ValueError, struct.error):
         return ()
     return tuple(found)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 from mgpu_doctor.collect.interpreter import Interpreter, names_in
+from mgpu_doctor.collect.regular import read_bytes, read_text
 from mgpu_doctor.model.facts import PackageCopy
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.pattern import pattern
@@ -154,11 +155,10 @@ def _recorded_version(path: str, kind: str) -> tuple[str | None, str]:
     metadata as ``pkg.egg-info`` there (setuptools 65, command/develop.py).
     """
     if kind == "egg-link":
-        try:
-            with open(path, encoding="utf-8") as file:
-                project = os.path.join(os.path.dirname(path), file.readline(4096).strip())
-        except (OSError, UnicodeDecodeError):
+        text = read_text(path, 4096)
+        if not text or "\0" in text:
             return None, path
+        project = os.path.join(os.path.dirname(path), text.partition("\n")[0].strip())
         stem = os.path.basename(path).removesuffix(".egg-link").replace("-", "_").lower()
         names = (name for name in names_in(project) if name.lower().replace("-", "_") == f"{stem}.egg_info")
         inside = next(names, None)
@@ -171,12 +171,8 @@ def _recorded_version(path: str, kind: str) -> tuple[str | None, str]:
 def headers(metadata: str) -> list[str]:
     """The header lines of a distribution's metadata (``METADATA``, ``PKG-INFO``); empty when it cannot be read."""
     for path in (os.path.join(metadata, "METADATA"), os.path.join(metadata, "PKG-INFO"), metadata):
-        try:
-            if not os.path.isfile(path):
-                continue
-            with open(path, "rb") as file:
-                raw = file.read(_MOST_HEADERS)
-        except OSError:
+        raw = read_bytes(path, _MOST_HEADERS)
+        if raw is None:
             continue
         # The description behind the headers can be long; it is not even decoded.
         head = (raw.replace(b"\r\n", b"\n") if b"\r" in raw else raw).partition(b"\n\n")[0]
@@ -227,9 +223,8 @@ def _inside(place: str, project: str) -> bool:
 
 def _direct_url(distribution: Distribution) -> tuple[str, Mapping[str, object]]:
     try:
-        with open(os.path.join(distribution.metadata, "direct_url.json"), encoding="utf-8") as file:
-            found = json.loads(file.read(65536))
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(read_text(os.path.join(distribution.metadata, "direct_url.json"), 65536) or "null")
+    except (ValueError, RecursionError):
         return "", {}
     url = found.get("url") if isinstance(found, dict) else None
     return (url, found) if isinstance(url, str) else ("", {})
@@ -250,11 +245,7 @@ def wheel_name(distribution: Distribution) -> str | None:
     stem, dot, kind = os.path.basename(distribution.metadata).rpartition(".")
     if not dot or kind != "dist-info":
         return None
-    try:
-        with open(os.path.join(distribution.metadata, "WHEEL"), encoding="utf-8", errors="replace") as file:
-            lines = file.read(65536).splitlines()
-    except OSError:
-        return None
+    lines = (read_text(os.path.join(distribution.metadata, "WHEEL"), 65536) or "").splitlines()
     tags = [line.removeprefix("Tag:").strip().split("-") for line in lines if line.startswith("Tag:")]
     if not tags or any(len(tag) != 3 for tag in tags):
         return None

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from shutil import which
 
+from mgpu_doctor.collect.regular import read_text
 from mgpu_doctor.model.known import Unknown
 
 DEFAULT_HOME = "/usr/local/cuda"
@@ -103,10 +104,4 @@ def _short(version: str) -> str | None:
 
 
 def _read(path: str) -> str | None:
-    try:
-        if not os.path.isfile(path):
-            return None
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(_LARGEST)
-    except OSError:
-        return None
+    return read_text(path, _LARGEST)

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from mgpu_doctor.collect.regular import read_text
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass
@@ -82,11 +83,7 @@ def _without_cuda(cuda: Unknown | None, abi: bool | Unknown, text: str | None) -
 
 
 def _version_text(place: str) -> str | None:
-    try:
-        with open(os.path.join(place, "version.py"), encoding="utf-8", errors="replace") as file:
-            return file.read(65536)
-    except OSError:
-        return None
+    return read_text(os.path.join(place, "version.py"), 65536)
 
 
 def cuda_of(text: str | None) -> str | Unknown | None:
