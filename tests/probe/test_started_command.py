@@ -221,6 +221,20 @@ def test_torchrun_around_a_command_that_starts_torchrun_is_refused() -> None:
         words("FORCE_TORCHRUN=1 torchrun --nproc_per_node 2 -m llamafactory.cli train a.yaml")
 
 
+def test_nothing_is_promised_where_a_word_hides_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUNCH", "/env/bin/torchrun")
+    start = started("python $LAUNCH --nproc_per_node 2 t.py")
+    assert " ".join(start.argv) == f"python /env/bin/torchrun --nproc_per_node 2 {W}"
+    assert isinstance(start.promised, Unknown)
+
+
+def test_a_number_that_hangs_on_unknown_gpus_is_refused() -> None:
+    found = launch("FORCE_TORCHRUN=1 llamafactory-cli train a.yaml", replace(HOST, gpus=Unknown("not looked")))
+    with pytest.raises(InputError, match="one process for each visible GPU") as caught:
+        launch_start(found, PYTHON, "/", W)
+    assert caught.value.hint == "set NPROC_PER_NODE"
+
+
 def test_one_process_needs_an_interpreter() -> None:
     with pytest.raises(InputError, match="which interpreter"):
         launch_start(launch("llamafactory-cli chat x.yaml"), None, "/", W)

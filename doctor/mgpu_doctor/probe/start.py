@@ -220,7 +220,7 @@ class _Rebuilt:
         if not self.launch.distributed_layers:
             raise InputError(
                 f"{name} itself starts the processes of this command, and the probe works on one machine without it",
-                hint=f"probe one machine of the job: {name} --ntasks 1 … mgpu-doctor probe",
+                hint="probe each machine of the job without a command: mgpu-doctor probe",
             )
         tasks = layer.option("ntasks_per_node") if layer is not None else None
         each = f" ({tasks.value} a node)" if tasks is not None and tasks.value not in (None, "1") else ""
@@ -347,6 +347,11 @@ class _Rebuilt:
         return [*words, self.worker]
 
     def _implied_value(self, option: Option) -> str:
+        if option.dest == "nproc_per_node" and option.values[0].value is None:
+            raise InputError(
+                "the command starts one process for each visible GPU, and how many these are is not known",
+                hint="set NPROC_PER_NODE",
+            )
         text = self._text(option.values[0])
         if option.dest == "master_port" and text == "0":
             return str(free_port())
@@ -369,6 +374,12 @@ class _Rebuilt:
         """
         if any(wrapper.name in _SCHEDULERS for wrapper in self.launch.command.wrappers):
             return Unknown("the scheduler that starts the launcher was left out")
+        hidden = next((layer.opaque for layer in self.layers if layer.opaque is not None), None)
+        if hidden is not None:
+            return Unknown(hidden)
+        for layer in self.layers:
+            if layer.launcher == "python" and any(word.value is None for word in layer.argument_words):
+                return Unknown("a word of unknown value may be a launcher")
         said = self.launch.processes_per_node.value
         ranked = [layer for layer in self.layers if layer.launcher in RANK_LAUNCHERS]
         if len(ranked) != 1:
