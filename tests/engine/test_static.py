@@ -46,6 +46,7 @@ PROGRAM = "import os, user_module\nopen('ran', 'w').close()\nos.environ['CUDA_VI
     [
         ("check", "--cmd", "CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc-per-node 2 --master-port 29533 train.py"),
         ("check", "--facts", "none", "--cmd", "bash run.sh"),
+        ("check", "--cmd", "python train.py --model_name_or_path ./m --output_dir out/new --do_train"),
         ("check", "--", "accelerate", "launch", "--num_processes", "2", "train.py"),
         ("explain", "$(touch substituted) deepspeed --num_gpus 2 train.py $(touch substituted)"),
         ("explain", "--format", "json", "python train.py"),

@@ -13,7 +13,7 @@ from mgpu_doctor.model.facts import NO_FACTS, Facts, PathInfo
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.model_folder import ModelFolder, Storage
 from mgpu_doctor.model.record import replace
-from mgpu_doctor.read.model_folder import read_model_folder
+from mgpu_doctor.read.model_folder import MOST_HEADERS, read_model_folder
 from mgpu_doctor.read.storage import look_at_storage
 from mgpu_doctor.read.workspace import LocalWorkspace
 from oracle_environments import requires_oracle, run_parser
@@ -141,6 +141,19 @@ def test_hundreds_of_shards_of_which_only_headers_are_read(tmp_path: Path) -> No
     assert time.process_time() - start < 5
     assert found.faults == ()
     assert found.parameters == 400 * size
+
+
+def test_the_headers_of_a_folder_are_read_up_to_a_limit(tmp_path: Path) -> None:
+    names = [f"{n}.safetensors" for n in range(600)]
+    long = (
+        json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode().ljust(MOST_HEADERS // 600 + 9)
+    )
+    (tmp_path / names[0]).write_bytes(len(long).to_bytes(8, "little") + long)
+    for name in names[1:]:
+        (tmp_path / name).symlink_to(names[0])
+    # Each lacks its one byte of data, which is not seen where the header is only measured.
+    assert folder(tmp_path, {"model.safetensors.index.json": index(*names)}).faults == ()
+    assert kinds(folder(tmp_path, {"model.safetensors.index.json": index(names[0])})) == {names[0]: "cut"}
 
 
 def test_only_a_folder_that_can_be_looked_at_is_read(tmp_path: Path) -> None:

@@ -29,6 +29,12 @@ def kind(found: Header | FileFault) -> str:
     return found.kind if isinstance(found, FileFault) else "sound"
 
 
+def measured(found: Header | FileFault) -> tuple[int, int | None]:
+    """The size of a sound file, and the number of its elements."""
+    assert isinstance(found, Header), found
+    return found.size, found.elements
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4976698672\n"
 
 FILES = {
@@ -77,7 +83,7 @@ def test_elements_of_all_tensors_are_counted(tmp_path: Path) -> None:
         }
     ).encode()
     data = len(header).to_bytes(8, "little") + header + bytes(34)
-    assert judge(tmp_path / "a.safetensors", data) == Header(len(data), 16)
+    assert measured(judge(tmp_path / "a.safetensors", data)) == (len(data), 16)
 
 
 def test_a_sparse_file_of_a_hundred_gigabytes_is_judged_by_its_header(tmp_path: Path) -> None:
@@ -87,7 +93,7 @@ def test_a_sparse_file_of_a_hundred_gigabytes_is_judged_by_its_header(tmp_path: 
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + size)
-    assert read_header(str(path), path.name) == Header(8 + len(header) + size, size)
+    assert measured(read_header(str(path), path.name)) == (8 + len(header) + size, size)
     with path.open("r+b") as file:
         file.truncate(size // 2)
     found = read_header(str(path), path.name)
@@ -100,7 +106,7 @@ def test_a_header_too_large_to_be_read_is_only_measured(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.write((LARGEST_READ + 1).to_bytes(8, "little") + b"{")
         file.truncate(8 + LARGEST_READ + 100)
-    assert read_header(str(path), path.name) == Header(8 + LARGEST_READ + 100, None)
+    assert measured(read_header(str(path), path.name)) == (8 + LARGEST_READ + 100, None)
     with path.open("wb") as file:
         file.write((LARGEST_HEADER + 1).to_bytes(8, "little"))
         file.truncate(LARGEST_HEADER * 2)

@@ -14,12 +14,15 @@ from collections.abc import Iterator, Mapping
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.model_folder import FileFault, ModelFolder, Tensor
 from mgpu_doctor.model.record import dataclass
-from mgpu_doctor.read.safetensors import Header, foreign_start, read_header, regular_size, unreadable
+from mgpu_doctor.read.safetensors import LARGEST_READ, Header, foreign_start, read_header, regular_size, unreadable
 
 MOST_NAMES = 100_000
 MOST_SHARDS = 4096
 LARGEST_JSON = 32 * 1024 * 1024
 """Bytes above which a JSON file is not read; the index of a model with a hundred thousand tensors has ten million."""
+
+MOST_HEADERS = 256 * 1024 * 1024
+"""Bytes of headers that are read of one folder; two hundred shards may then have more than a megabyte each."""
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -52,8 +55,9 @@ def read_model_folder(full: str, shown: str) -> ModelFolder | Unknown:
     size, elements = 0, 0
     tensors: list[Tensor] = []
     whole = bool(weights)
+    largest = min(LARGEST_READ, MOST_HEADERS // max(1, len(weights)))
     for name in weights:
-        found = _weight_file(os.path.join(full, name), name)
+        found = _weight_file(os.path.join(full, name), name, largest)
         if isinstance(found, FileFault):
             faults.append(found)
             whole = False
@@ -153,9 +157,9 @@ def _by_index(full: str, name: str, names: frozenset[str]) -> tuple[str | None, 
     return name, tuple(files[:MOST_SHARDS]), None
 
 
-def _weight_file(path: str, name: str) -> Header | FileFault:
+def _weight_file(path: str, name: str, largest: int) -> Header | FileFault:
     if name.endswith(".safetensors"):
-        return read_header(path, name)
+        return read_header(path, name, largest)
     try:
         size = regular_size(path)
         if size is None:

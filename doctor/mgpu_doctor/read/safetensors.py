@@ -45,14 +45,17 @@ class Header:
     tensors: tuple[Tensor, ...] | None = None
 
 
-def read_header(path: str, name: str) -> Header | FileFault:
-    """What the beginning of a safetensors file tells; ``name`` is what a fault calls the file."""
+def read_header(path: str, name: str, largest: int = LARGEST_READ) -> Header | FileFault:
+    """What the beginning of a safetensors file tells; ``name`` is what a fault calls the file.
+
+    A header of more than ``largest`` bytes is measured, not read.
+    """
     try:
         size = regular_size(path)
         if size is None:
             return FileFault(name, "unreadable", "is no regular file")
         with open(path, "rb") as file:
-            return _judge(file, name, size)
+            return _judge(file, name, size, largest)
     except (OSError, ValueError) as error:
         return unreadable(name, path, error)
 
@@ -92,7 +95,7 @@ def _announced(start: bytes) -> str:
     return ""
 
 
-def _judge(file: BinaryIO, name: str, size: int) -> Header | FileFault:
+def _judge(file: BinaryIO, name: str, size: int, largest: int) -> Header | FileFault:
     start = file.read(_POINTER_READ)
     fault = foreign_start(start, name, size)
     if fault is not None:
@@ -105,7 +108,7 @@ def _judge(file: BinaryIO, name: str, size: int) -> Header | FileFault:
         return FileFault(name, "foreign", "does not begin like a safetensors file")
     if _LENGTH + length > size:
         return FileFault(name, "cut", f"ends after {amount(size)}, inside its header of {amount(length)}")
-    if length > LARGEST_READ:
+    if length > largest:
         return Header(size, None)
     file.seek(_LENGTH)
     return _compare(file.read(length), name, size)
