@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.record import dataclass, field
+
+
+class Tensor(NamedTuple):
+    """A tensor as a safetensors header describes it; ``dtype`` as there: ``BF16``, ``F8_E4M3``, ``I32``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,8 @@ class ModelFolder:
     """Size of the files in ``weights`` together, in bytes; Unknown when one of them is faulty."""
     parameters: int | Unknown = field(default=Unknown("no safetensors header was read"))
     """Number of elements of all tensors in ``weights``; Unknown unless every file is in the safetensors format."""
+    tensors: tuple[Tensor, ...] | Unknown = field(default=Unknown("no safetensors header was read"))
+    """The tensors of all files in ``weights``, in the files' order; Unknown where ``parameters`` is."""
 
     def has(self, *names: str) -> bool:
         """Whether one of these names is in the folder."""
