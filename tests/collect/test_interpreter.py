@@ -232,6 +232,21 @@ def test_a_real_virtual_environment_agrees_with_its_interpreter(tmp_path: Path) 
     assert list(found.sites) == [path for path in said[1:] if path.endswith(("/extra", "-packages"))]
 
 
+@pytest.mark.parametrize("place", ["/usr/bin/python3", f"{sys.base_prefix}/bin/python3"])
+def test_an_interpreter_of_this_machine_agrees(place: str, tmp_path: Path) -> None:
+    """Debian's keeps its packages in other places than one that was built from source."""
+    if not Path(place).exists():
+        pytest.skip(f"no {place}")
+    code = "import sys, platform; print(platform.python_version()); print(*sys.path, sep='\\n')"
+    said = subprocess.run(
+        [place, "-c", code], env={"HOME": str(tmp_path)}, text=True, capture_output=True, check=True
+    ).stdout.split("\n")
+    found = read_interpreter(place, {"HOME": str(tmp_path)})
+    assert isinstance(found.python.version, str)
+    assert said[0].startswith(found.python.version)
+    assert list((*found.sites, *found.added)) == [path for path in said[1:] if path.endswith("-packages")]
+
+
 def test_home_is_not_needed(tmp_path: Path) -> None:
     python = make_venv(tmp_path / "v", "torch-2.6.0", system=True)
     assert read_interpreter(str(python), {}).sites[0] == str(site_of(tmp_path / "v"))
