@@ -244,7 +244,7 @@ def test_an_interpreter_of_this_machine_agrees(place: str, tmp_path: Path) -> No
     found = read_interpreter(place, {"HOME": str(tmp_path)})
     assert isinstance(found.python.version, str)
     assert said[0].startswith(found.python.version)
-    assert list((*found.sites, *found.added)) == [path for path in said[1:] if path.endswith("-packages")]
+    assert [*found.sites, *found.added] == [path for path in said[1:] if path.endswith("-packages")]
 
 
 def test_home_is_not_needed(tmp_path: Path) -> None:
