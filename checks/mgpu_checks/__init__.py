@@ -109,6 +109,8 @@ BUILT_IN: tuple[tuple[str, str, Wants], ...] = (
     ("MGD608", "engine.zero3_conflict", COMMAND),
     ("MGD609", "engine.data_parallel_fallback", COMMAND),
     ("MGD613", "engine.purpose_mismatch", COMMAND),
+    ("MGD614", "engine.accelerate_config_invalid", ACCELERATE),
+    ("MGD615", "engine.fsdp_settings_refused", COMMAND),
     ("MGD701", "host.shm_too_small", ANYTHING),
     ("MGD702", "host.memlock_too_small", MACHINE),
     ("MGD703", "host.fabric_manager_down", MACHINE),

@@ -196,10 +196,10 @@ def _contradictions(layer: Layer, config: ConfigFile) -> Iterator[_Found]:
     if not cpu and not switched and kind is not None:
         if kind.startswith("MULTI_"):
             yield from _multi(layer, config)
-        if kind != "NO" and config.get("num_processes") is None and layer.option("num_processes") is None:
+        if layer.option("num_processes") is None and _lacks_count(config):
             yield (
                 f"{config.name} gives no num_processes and neither does the command: accelerate refuses to start",
-                config.locate("distributed_type"),
+                config.locate("num_processes") or config.locate("distributed_type"),
                 Fix("Add --num_processes, or num_processes to the file"),
             )
     yield from _machines(layer, config)
@@ -207,6 +207,12 @@ def _contradictions(layer: Layer, config: ConfigFile) -> Iterator[_Found]:
         yield from _sections(layer, config, kind, switched)
     yield from _beside_file(layer, config, kind, switched)
     yield from _boolean_precision(layer, config)
+
+
+def _lacks_count(config: ConfigFile) -> bool:
+    """Whether the file leaves the number to the command: only a quoted NO means one process by itself."""
+    count = config.get("num_processes")
+    return count == -1 or (count is None and config.get("distributed_type") != "NO")
 
 
 def _multi(layer: Layer, config: ConfigFile) -> Iterator[_Found]:
@@ -242,8 +248,6 @@ def _ids(layer: Layer, config: ConfigFile) -> tuple[str, ...] | None:
     if layer.option("gpu_ids") is not None:
         return None
     value = config.get("gpu_ids")
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (str(value),)
     if not isinstance(value, str) or value.strip() in ("all", ""):
         return None
     return tuple(part.strip() for part in value.split(","))

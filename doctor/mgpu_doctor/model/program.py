@@ -28,7 +28,8 @@ class ConfigFile:
 
     ``role``: ``accelerate``, ``deepspeed``, ``llamafactory``, ``fsdp`` …. ``values`` holds
     every mapping entry by its path of keys. ``problem`` says why it could not
-    be read (with its place), None when it was; ``exists`` is False for a file that is not there.
+    be read (with its place), None when it was; ``exists`` is False for a file that is not there. ``unseen`` is True
+    where the problem is ours alone (a file that we may not open or that is too large): its reader may take it.
     """
 
     role: str
@@ -39,6 +40,7 @@ class ConfigFile:
     problem: str | None = None
     problem_span: Span | None = None
     exists: bool | Unknown = True
+    unseen: bool = False
 
     def get(self, *path: str) -> object:
         """The plain value at a path of keys, None when absent."""

@@ -37,20 +37,20 @@ def read_config(source: Source, role: str) -> ConfigFile:
             return _read_json(source, role)
         return _read_yaml(source, role)
     except RecursionError:
-        return _broken(source, role, "it is nested too deeply", None)
+        return _broken(source, role, "it is nested too deeply", None, unseen=True)
 
 
-def unread_config(name: str, role: str, reason: str, exists: bool | Unknown) -> ConfigFile:
+def unread_config(name: str, role: str, reason: str, exists: bool | Unknown, *, unseen: bool = False) -> ConfigFile:
     """A file that is not there, or that cannot be read."""
-    return ConfigFile(role, name, None, {}, problem=reason, exists=exists)
+    return ConfigFile(role, name, None, {}, problem=reason, exists=exists, unseen=unseen)
 
 
-def _broken(source: Source, role: str, problem: str, offset: int | None) -> ConfigFile:
+def _broken(source: Source, role: str, problem: str, offset: int | None, *, unseen: bool = False) -> ConfigFile:
     span = None
     if offset is not None:
         offset = max(0, min(offset, len(source.text)))
         span = Span(offset, min(offset + 1, len(source.text)))
-    return ConfigFile(role, source.name, source, {}, problem=problem, problem_span=span)
+    return ConfigFile(role, source.name, source, {}, problem=problem, problem_span=span, unseen=unseen)
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class _Values:
 
 def _done(source: Source, role: str, values: _Values, data: object) -> ConfigFile:
     if values.full:
-        return _broken(source, role, "it holds too many values (aliases that multiply?)", None)
+        return _broken(source, role, "it holds too many values (aliases that multiply?)", None, unseen=True)
     if not isinstance(data, dict):
         what = "it is empty" if data is None else f"it holds a {type(data).__name__}, not keys and values"
         return ConfigFile(role, source.name, source, {}, data, what, Span(0, min(1, len(source.text))))

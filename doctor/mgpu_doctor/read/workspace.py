@@ -17,6 +17,9 @@ LARGEST = 5 * 1024 * 1024
 
 MOST_NAMES = 10_000
 
+_DAMAGE = (" is a directory", " is binary", " is not UTF-8")
+"""How reasons end that lie with the file, so that no reader of a configuration takes it."""
+
 _HERE = "this machine"
 _LINT = Unknown("only the text is judged: where it will run is not known")
 
@@ -111,7 +114,7 @@ class LocalWorkspace:
         if isinstance(place, Unknown):
             told = self._told(path)
             exists: bool | Unknown = place if told is None or isinstance(told, Unknown) else told != "missing"
-            return unread_config(path, role, place.reason, exists)
+            return unread_config(path, role, place.reason, exists, unseen=True)
         text = self._text(place)
         if not isinstance(text, Unknown):
             return read_config(Source(place.shown, text, "config", place.full), role)
@@ -119,7 +122,8 @@ class LocalWorkspace:
         if seen == "missing":
             is_missing = place.certain and self._would_be_here(place)
             return unread_config(place.shown, role, text.reason, False if is_missing else _LINT)
-        return unread_config(place.shown, role, text.reason, seen if isinstance(seen, Unknown) else True)
+        exists = seen if isinstance(seen, Unknown) else True
+        return unread_config(place.shown, role, text.reason, exists, unseen=not text.reason.endswith(_DAMAGE))
 
     def model_folder(self, path: str, directory: str | Unknown | None = None) -> ModelFolder | Unknown:
         """What lies in a model's folder; Unknown when it is none, or cannot be looked at."""
