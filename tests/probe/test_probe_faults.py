@@ -183,7 +183,8 @@ def test_an_interruption_leaves_nothing(name: str, tmp_path: Path) -> None:
 
 
 DOCTOR = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = {paths!r}
 from mgpu_doctor.model.facts import Facts
 from mgpu_doctor.probe import ProbePlan, probe

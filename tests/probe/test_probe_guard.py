@@ -156,6 +156,7 @@ def test_the_guard_ends_by_itself_when_its_time_is_over(place: str) -> None:
 
 DOCTOR = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = {paths!r}
 from mgpu_doctor.probe.session import opened
 with opened("feedfeedfeedfeed", 60, cpu=True) as session:
