@@ -119,7 +119,8 @@ RULE = Rule(
             "and run `accelerate launch` without the `--config_file` argument.",
         ),
         Signature(
-            r"^\S*python[\d.]*: (?:No module named (?!\S+\.__main__)|Error while finding module specification for )",
+            r"^\S*python[\d.]*: (?:No module named (?!\S+\.__main__)|Error while finding module specification for )"
+            r"(?!'?(?:accelerate|deepspeed|torch|llamafactory|swift|axolotl)\b)",
             "Python 3.11, runpy, python -m of a module that is not there",
             "/opt/env/bin/python: No module named mytrain",
         ),
