@@ -176,11 +176,10 @@ RULE = Rule(
             "ValueError: Please specify `max_steps` in streaming mode.",
         ),
         Signature(
-            r"`pure_bf16` is incompatible with DeepSpeed ZeRO-3"
-            r"|(?:GaLore|APOLLO) (?:and APOLLO are|is) incompatible with DeepSpeed|Distributed training does "
+            r"(?:GaLore|APOLLO) (?:and APOLLO are|is) incompatible with DeepSpeed|Distributed training does "
             r"not support layer-wise",
             "llamafactory 0.8.3 to 0.9.5, hparams/parser.py get_train_args()",
-            "ValueError: `pure_bf16` is incompatible with DeepSpeed ZeRO-3.",
+            "ValueError: GaLore and APOLLO are incompatible with DeepSpeed yet.",
         ),
         Signature(
             r"Please specify `export_dir`",
