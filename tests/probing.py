@@ -80,7 +80,6 @@ def observe(
 
 
 def measure(
-    directory: Path,
     python: Path,
     fault: str,
     limits: Mapping[str, float],
@@ -91,7 +90,7 @@ def measure(
     """Probe without a command where a fault is injected; ``limits`` are seconds for stages that are known to hang."""
     with surroundings(python, fault), scratch() as place:
         with opened("feedcafe", 150, cpu=True) as session:
-            start = plain_start(Facts(), processes, str(python), str(directory), session.worker, cpu=True)
+            start = plain_start(Facts(), processes, str(python), session.worker, cpu=True)
             seen = Measurement(session, start, Facts(), lambda _: None, cures, {**LIMITS, **limits}).run()
         assert left_of(place) == []
         assert os.listdir(place) == []

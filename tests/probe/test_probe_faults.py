@@ -83,9 +83,9 @@ def test_a_worker_whose_device_fails_does_not_keep_the_others_from_meeting(tmp_p
         ("link", "links"),
     ],
 )
-def test_a_worker_that_hangs(where: str, seen_in: str, tmp_path: Path) -> None:
+def test_a_worker_that_hangs(where: str, seen_in: str) -> None:
     limits = {seen_in: 12 if seen_in == "identity" else 2}
-    seen = measure(tmp_path, PYTHON, f"hang:{where}:1", limits)
+    seen = measure(PYTHON, f"hang:{where}:1", limits)
     at = stage(seen, seen_in)
     assert at.state == "hung"
     assert 1 in at.ranks
@@ -94,16 +94,16 @@ def test_a_worker_that_hangs(where: str, seen_in: str, tmp_path: Path) -> None:
     assert any("misbehave" in frame for frame in stuck.stack), stuck.stack
 
 
-def test_the_rank_that_never_comes_to_the_collective_is_named(tmp_path: Path) -> None:
-    seen = measure(tmp_path, PYTHON, "hang:collective:1:unless=MGPU_DOCTOR_PROBE_ROUND", {"collective": 2})
+def test_the_rank_that_never_comes_to_the_collective_is_named() -> None:
+    seen = measure(PYTHON, "hang:collective:1:unless=MGPU_DOCTOR_PROBE_ROUND", {"collective": 2})
     assert (stage(seen, "collective").state, stage(seen, "collective").ranks) == ("hung", (1,))
     assert any("misbehave" in frame for frame in rank(seen, 1).stack)
     assert any("all_reduce" in frame for frame in rank(seen, 0).stack)
     assert states(seen)["together"] == "ok"
 
 
-def test_the_stack_is_told_even_while_the_interpreter_is_locked(tmp_path: Path) -> None:
-    seen = measure(tmp_path, PYTHON, "block:solo:0", {"solo": 2})
+def test_the_stack_is_told_even_while_the_interpreter_is_locked() -> None:
+    seen = measure(PYTHON, "block:solo:0", {"solo": 2})
     assert stage(seen, "solo").state == "hung"
     assert rank(seen, 0).stack[-1].endswith("in misbehave")
 
@@ -119,8 +119,8 @@ def test_a_wrong_sum_is_seen_wherever_it_is_in_the_tensor(tmp_path: Path) -> Non
     assert states(seen)["links"] == "skipped"
 
 
-def test_the_bad_pair_is_found(tmp_path: Path) -> None:
-    seen = measure(tmp_path, PYTHON, "hang:collective:2,hang:pair-0-2:0", {"collective": 3}, processes=3)
+def test_the_bad_pair_is_found() -> None:
+    seen = measure(PYTHON, "hang:collective:2,hang:pair-0-2:0", {"collective": 3}, processes=3)
     assert stage(seen, "collective").state == "hung"
     assert seen.bad_pairs == ((0, 2),)
 
@@ -132,9 +132,9 @@ def test_no_pair_is_blamed_where_the_fault_does_not_come_back(tmp_path: Path) ->
     assert any("passed when it was repeated" in note for note in seen.notes)
 
 
-def test_the_setting_that_cures_is_named(tmp_path: Path) -> None:
+def test_the_setting_that_cures_is_named() -> None:
     cures = {"gloo": ({"FIRST_CURE": "1"}, {"SECOND_CURE": "1"})}
-    seen = measure(tmp_path, PYTHON, "hang:collective:1:unless=SECOND_CURE", {"collective": 2}, cures=cures)
+    seen = measure(PYTHON, "hang:collective:1:unless=SECOND_CURE", {"collective": 2}, cures=cures)
     assert stage(seen, "collective").state == "hung"
     assert seen.cured_by == "SECOND_CURE=1"
 

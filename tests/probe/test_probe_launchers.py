@@ -64,11 +64,15 @@ def test_without_a_command_two_workers_prove_the_cpu_path(probed: Probe) -> None
     assert (seen.launcher_exit_code, seen.launcher_error) == (0, None)
 
 
+@requires_oracle("new")
+def test_what_lies_in_the_users_directory_disturbs_no_plain_probe(probed: Probe, tmp_path: Path) -> None:
+    for name in ("random.py", "queue.py", "torch.py"):
+        (tmp_path / name).write_text("raise ImportError('shadowed')\n")
+    assert states(probed(None)) == ALL_OK
+
+
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_accelerate_with_a_configuration_for_one_process(
-    probed: Probe, tmp_path: Path, environment: str, request: pytest.FixtureRequest
-) -> None:
-    request.applymarker(requires_oracle(environment))
+def test_accelerate_with_a_configuration_for_one_process(probed: Probe, tmp_path: Path, environment: str) -> None:
     if python_of(environment) is None:
         pytest.skip("no such environment")
     (tmp_path / "one.yaml").write_text(ONE_PROCESS)

@@ -243,13 +243,13 @@ def test_one_process_needs_an_interpreter() -> None:
 def test_a_probe_without_a_command_starts_a_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("RANK", "3")
-    start = plain_start(HOST, None, PYTHON, "/work", W, cpu=False)
+    start = plain_start(HOST, None, PYTHON, W, cpu=False)
     assert start.argv[:3] == (PYTHON, "-m", "torch.distributed.run")
     assert start.argv[start.argv.index("--nproc_per_node") + 1] == "gpu"
     assert start.promised == 8
     assert "RANK" not in start.environment
-    assert plain_start(HOST, 3, PYTHON, "/work", W, cpu=False).promised == 3
-    assert plain_start(HOST, None, PYTHON, "/work", W, cpu=True).promised == 2
+    assert plain_start(HOST, 3, PYTHON, W, cpu=False).promised == 3
+    assert plain_start(HOST, None, PYTHON, W, cpu=True).promised == 2
 
 
 @pytest.mark.parametrize(
@@ -261,12 +261,12 @@ def test_the_visible_list_is_counted_as_cuda_does(text: str, count: int) -> None
 
 def test_a_probe_without_an_interpreter_is_refused() -> None:
     with pytest.raises(InputError, match="no Python interpreter"):
-        plain_start(Facts(), None, None, "/work", W, cpu=True)
+        plain_start(Facts(), None, None, W, cpu=True)
 
 
 def test_the_interpreter_of_the_facts_is_used() -> None:
     facts = Facts(gpus=(Gpu(0),), python=PythonInfo(executable=PYTHON))
-    assert plain_start(facts, None, None, "/work", W, cpu=False).argv[0] == PYTHON
+    assert plain_start(facts, None, None, W, cpu=False).argv[0] == PYTHON
 
 
 def test_a_number_of_processes_besides_a_command_is_refused() -> None:
@@ -276,6 +276,6 @@ def test_a_number_of_processes_besides_a_command_is_refused() -> None:
         probe(ProbePlan(None, HOST, processes=0, python=sys.executable))
 
 
-def test_the_directory_is_that_of_the_command() -> None:
+def test_a_command_runs_in_its_own_directory_and_a_plain_probe_in_none_of_the_users() -> None:
     assert started("torchrun t.py").directory == "/"
-    assert os.path.isabs(plain_start(HOST, 1, PYTHON, ".", W, cpu=True).directory)
+    assert plain_start(HOST, 1, PYTHON, W, cpu=True).directory == os.path.dirname(W)

@@ -66,7 +66,7 @@ def probe(plan: ProbePlan, progress: Callable[[str], None] | None = None) -> Obs
     seconds = max(1.0, min(plan.deadline_s, MOST_SECONDS))
     with opened(secrets.token_hex(16), seconds, cpu=plan.cpu) as session:
         if plan.launch is None:
-            start = plain_start(facts, plan.processes, python, plan.directory, session.worker, cpu=plan.cpu)
+            start = plain_start(facts, plan.processes, python, session.worker, cpu=plan.cpu)
         else:
             start = launch_start(plan.launch, python, plan.directory, session.worker)
         return Measurement(session, start, facts, progress or (lambda _: None)).run()

@@ -65,9 +65,7 @@ class Start:
     notes: tuple[str, ...] = ()
 
 
-def plain_start(
-    facts: Facts, processes: int | None, python: str | None, directory: str, worker: str, *, cpu: bool
-) -> Start:
+def plain_start(facts: Facts, processes: int | None, python: str | None, worker: str, *, cpu: bool) -> Start:
     """One worker for each visible GPU, started by torch's own launcher at a free port of this machine.
 
     Raises:
@@ -82,7 +80,6 @@ def plain_start(
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
         environment.pop(name, None)
     gpus = None if cpu else visible_count(facts, environment)
-    notes: list[str] = []
     if processes is not None:
         count = str(processes)
     elif gpus:
@@ -97,7 +94,8 @@ def plain_start(
     )  # fmt: skip
     shown = f"{interpreter} -m torch.distributed.run --nproc_per_node {count}"
     unknown = Unknown("no command said which devices")
-    return Start(argv, environment, os.path.abspath(directory), shown, promised, unknown, tuple(notes))
+    # Not the user's directory: `python -m` would import a random.py or torch/ that lies there.
+    return Start(argv, environment, os.path.dirname(worker), shown, promised, unknown)
 
 
 def visible_count(facts: Facts, environment: Mapping[str, str]) -> int | None:
