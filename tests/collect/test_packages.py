@@ -197,6 +197,18 @@ def test_directories_that_a_pth_file_adds(tmp_path: Path) -> None:
     assert read_packages(found).packages == {"torch": "2.6.0", "peft": "0.15.2"}
 
 
+def test_an_egg_declares_its_requirements_in_sections(tmp_path: Path) -> None:
+    make_venv(tmp_path)
+    metadata = site_of(tmp_path) / "deepspeed-0.14.0-py3.11.egg-info"
+    metadata.mkdir()
+    (metadata / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.14.0\n")
+    (metadata / "requires.txt").write_text(
+        'hjson\ntorch\n\n[:python_version < "3.12"]\npydantic<2\n\n[:sys_platform == "win32"]\npywin32\n\n'
+        "[dev]\npytest\n"
+    )
+    assert installed(tmp_path).package_requirements == {"deepspeed": ("hjson", "torch", "pydantic<2")}
+
+
 def test_requirements_are_those_that_count_here(tmp_path: Path) -> None:
     make_venv(tmp_path)
     distribution(

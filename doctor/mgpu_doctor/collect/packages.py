@@ -269,13 +269,11 @@ def requirements_of(distribution: Distribution, counts: Callable[[str], bool]) -
     The older way to write it, ``numpy (<2)``, is turned into the newer.
     """
     found = []
-    for line in headers(distribution.metadata):
-        if not line.startswith("Requires-Dist:"):
-            continue
-        text, _, marker = line[14:].partition(";")
+    for line in _declared(distribution):
+        text, _, marker = line.partition(";")
         if " @ " in text:
             # The marker of a direct reference stands behind a blank, as addresses may hold a semicolon.
-            text, _, marker = line[14:].partition(" ;")
+            text, _, marker = line.partition(" ;")
         marker = marker.strip()
         if marker and (_ONE_EXTRA.fullmatch(marker) or not counts(marker)):
             continue
@@ -283,6 +281,30 @@ def requirements_of(distribution: Distribution, counts: Callable[[str], bool]) -
             text = re.sub(r"\s*\(([^()]*)\)\s*$", r"\1", text)
         found.append(text.strip())
     return tuple(found)
+
+
+def _declared(distribution: Distribution) -> list[str]:
+    """The requirements as they are declared, markers included."""
+    declared = [line[14:] for line in headers(distribution.metadata) if line.startswith("Requires-Dist:")]
+    if declared or not os.path.exists(os.path.join(distribution.metadata, "requires.txt")):
+        return declared
+    return _declared_by_egg(distribution)
+
+
+def _declared_by_egg(distribution: Distribution) -> list[str]:
+    """What an ``egg-info`` declares in the sections of its ``requires.txt``."""
+    from pathlib import Path
+
+    from importlib_metadata import Distribution as Metadata
+
+    class Egg(Metadata):
+        def read_text(self, filename: str) -> str | None:
+            return read_text(os.path.join(distribution.metadata, filename), _MOST_HEADERS)
+
+        def locate_file(self, path: str | os.PathLike[str]) -> Path:
+            return Path(distribution.site) / path
+
+    return list(Egg().requires or ())
 
 
 def conda_packages(prefix: str | Unknown) -> dict[str, str] | Unknown:
