@@ -203,6 +203,28 @@ RULE = Rule(
             "ValueError: Can't find weights for org/lora in org/lora or in the Hugging Face Hub. Please check that the "
             "file adapter_model.bin or adapter_model.safetensors is present at org/lora.",
         ),
+        Signature(
+            r"does not appear to have (?:a file|files) named|[Cc]an't load (?:tokenizer|image processor|feature "
+            r"extractor|processor|the model|the configuration) (?:for|of) '(?=[./~])",
+            "transformers 4.28.1 to 5.23.0, utils/hub.py cached_file() and tokenization_utils_base.py",
+            "OSError: /data/out/checkpoint-100 does not appear to have a file named config.json. Checkout "
+            "'https://huggingface.co//data/out/checkpoint-100/tree/None' for available files.",
+        ),
+        Signature(
+            r"(?:OSError: |^)[./~]\S* is not a local folder and is not a valid model identifier|Repo id must .*: "
+            r"'[./~]",
+            "transformers 4.28.1 to 5.23.0, utils/hub.py; huggingface_hub 0.20.3, utils/_validators.py: a folder "
+            "that is not there",
+            "OSError: /data/models/qwen is not a local folder and is not a valid model identifier listed on "
+            "'https://huggingface.co/models'",
+            weak=True,
+        ),
+        Signature(
+            r"copying a param with shape torch\.Size\(\[0\]\) from checkpoint",
+            "torch 2.13.0, nn/modules/module.py load_state_dict(): a checkpoint saved under ZeRO-3 without gathering",
+            "size mismatch for model.embed_tokens.weight: copying a param with shape torch.Size([0]) from "
+            "checkpoint, the shape in current model is torch.Size([32002, 4096]).",
+        ),
     ),
 )
 
@@ -300,7 +322,7 @@ def _broken(given: Given, folder: ModelFolder, faults: tuple[FileFault, ...]) ->
     count = f" ({len(folder.weights)} weight files are to be loaded)" if len(folder.weights) > 1 else ""
     return report(
         RULE,
-        f"{folder.path}/{first.name} {first.detail}{more}{count}: the job stops when it loads the model.",
+        f"{folder.path.rstrip('/')}/{first.name} {first.detail}{more}{count}: the job stops when it loads the model.",
         given.location,
         subject=folder.path,
         evidence=shown if len(faults) > 1 else (),
