@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launching import HOST, launch
+from launching import HOST, launch, with_packages
 from mgpu_doctor.errors import InputError, UsageError
 from mgpu_doctor.model.command import Wrapper
 from mgpu_doctor.model.facts import Facts, Gpu, PythonInfo
@@ -92,6 +92,17 @@ def test_llamafactory_runs_the_torchrun_that_it_would_start() -> None:
     assert (
         argv == f"torchrun --nnodes 1 --nproc_per_node 2 --node_rank 0 --master_addr 127.0.0.1 --master_port 29511 {W}"
     )
+
+
+@pytest.mark.parametrize(
+    ("before", "version", "tuned"),
+    [("", "0.9.3", True), ("OPTIM_TORCH=0 ", "0.9.3", False), ("", "0.9.2", False)],
+)
+def test_llamafactory_sets_variables_of_its_own(before: str, version: str, tuned: bool) -> None:
+    text = f"{before}FORCE_TORCHRUN=1 NPROC_PER_NODE=2 llamafactory-cli train a.yaml"
+    environment = launch_start(launch(text, with_packages(llamafactory=version)), PYTHON, "/", W).environment
+    assert (environment.get("TORCH_NCCL_AVOID_RECORD_STREAMS") == "1") is tuned
+    assert (environment.get("PYTORCH_CUDA_ALLOC_CONF") == "expandable_segments:True") is tuned
 
 
 def test_llamafactory_looks_for_a_free_port_where_none_is_named() -> None:

@@ -18,6 +18,7 @@ from mgpu_doctor.model.facts import Facts
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.launch import RANK_LAUNCHERS, TORCHRUN_NAMES, Launch, Layer, Option
 from mgpu_doctor.model.record import dataclass
+from mgpu_doctor.model.version import is_before
 
 ON_THE_CPU = 2
 """Workers of a probe without a command where there is no GPU: the fewest that have to talk to each other."""
@@ -337,12 +338,22 @@ class _Rebuilt:
         words = ["torchrun"]
         if implied.launcher == "torch.distributed.run":
             words = [self._interpreter(), "-m", "torch.distributed.run"]
+        else:
+            self._tuned(self.launch.layer("llamafactory-cli"))
         for option in implied.options:
             words += [option.flag, self._implied_value(option)]
         nodes = self.launch.nodes.known
         if nodes is not None and nodes > 1:
             words += self._one_node(implied)
         return [*words, self.worker]
+
+    def _tuned(self, layer: Layer | None) -> None:
+        """What LLaMA-Factory sets for torchrun unless OPTIM_TORCH turns it off (llamafactory 0.9.3 to 0.9.5)."""
+        version = layer.release.version if layer is not None and layer.release is not None else None
+        if is_before(version, 0, 9, 3) or self.environment.get("OPTIM_TORCH", "1").lower() not in ("true", "y", "1"):
+            return
+        self.environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+        self.environment["TORCH_NCCL_AVOID_RECORD_STREAMS"] = "1"
 
     def _implied_value(self, option: Option) -> str:
         if option.dest == "nproc_per_node" and option.values[0].value is None:

@@ -421,7 +421,7 @@ class Worker:
 
     def checked(self, ratios: Any, expected: float) -> float:
         """The expected value when every element has it, else the first other one."""
-        wrong = (ratios - expected).abs() > 1e-3 * expected
+        wrong = (ratios - expected).abs() > 1e-6 * expected
         wrong |= ratios.isnan()
         if not bool(wrong.any()):
             return expected
