@@ -108,6 +108,7 @@ BUILT_IN: tuple[tuple[str, str, Wants], ...] = (
     ("MGD607", "engine.config_values_disagree", COMMAND),
     ("MGD608", "engine.zero3_conflict", COMMAND),
     ("MGD609", "engine.data_parallel_fallback", COMMAND),
+    ("MGD610", "engine.model_does_not_fit", COMMAND),
     ("MGD613", "engine.purpose_mismatch", COMMAND),
     ("MGD614", "engine.accelerate_config_invalid", ACCELERATE),
     ("MGD615", "engine.fsdp_settings_refused", COMMAND),

@@ -28,6 +28,7 @@ from mgpu_doctor.model.launch import (
     Target,
     VisibleDevices,
 )
+from mgpu_doctor.model.memory import GIB, CardRoom, MemoryFit, MemoryNeed, MemoryPart, Placement, gib
 from mgpu_doctor.model.model_folder import FileFault, ModelFolder, Storage
 from mgpu_doctor.model.observation import LinkSeen, Observation, RankSeen, StageSeen
 from mgpu_doctor.model.pattern import pattern
@@ -38,10 +39,12 @@ from mgpu_doctor.model.source import Location, Source, Span
 from mgpu_doctor.model.version import Requirement, is_before, read_requirement, release_numbers, satisfies
 
 __all__ = [
+    "GIB",
     "RANK_LAUNCHERS",
     "TORCHRUN_NAMES",
     "AnyCheck",
     "Argument",
+    "CardRoom",
     "Case",
     "Check",
     "Command",
@@ -61,6 +64,9 @@ __all__ = [
     "LinkSeen",
     "Location",
     "Mark",
+    "MemoryFit",
+    "MemoryNeed",
+    "MemoryPart",
     "ModelFolder",
     "ModelInfo",
     "Observation",
@@ -70,6 +76,7 @@ __all__ = [
     "PackageCopy",
     "ParseProblem",
     "Piece",
+    "Placement",
     "Program",
     "RankPlacement",
     "RankSeen",
@@ -98,8 +105,11 @@ __all__ = [
     "closest",
     "dataclass",
     "delete_words",
+    "gib",
     "insert",
     "is_before",
+    "memory_fit",
+    "memory_need",
     "observed",
     "pattern",
     "read_requirement",
@@ -108,6 +118,20 @@ __all__ = [
     "report",
     "satisfies",
 ]
+
+
+def memory_need(case: Case, launch: Launch) -> MemoryNeed | Unknown:
+    """What a launch needs of each card and of the host, as ranges; Unknown with the reason where nothing tells."""
+    from mgpu_doctor.memory import need
+
+    return need.memory_need(case, launch)
+
+
+def memory_fit(case: Case, launch: Launch) -> MemoryFit | Unknown:
+    """The room on the cards that a launch works on."""
+    from mgpu_doctor.memory import fit
+
+    return fit.memory_fit(case, launch)
 
 
 def report(

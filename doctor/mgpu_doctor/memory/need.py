@@ -1,0 +1,103 @@
+"""From a launch to what it needs of memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mgpu_doctor.memory.arguments import Arguments, read_arguments
+from mgpu_doctor.memory.inference import context_part, inference_parts
+from mgpu_doctor.memory.loading import Loading, loading_of
+from mgpu_doctor.memory.model_used import model_of
+from mgpu_doctor.memory.sharding import Sharding, sharding_of
+from mgpu_doctor.memory.training import training_parts
+from mgpu_doctor.memory.weights import Weights, find_weights
+from mgpu_doctor.model.known import Unknown
+from mgpu_doctor.model.memory import MemoryNeed, MemoryPart
+
+if TYPE_CHECKING:
+    from mgpu_doctor.model.case import Case
+    from mgpu_doctor.model.launch import Launch
+
+_PURPOSES = frozenset({"train", "predict", "chat", "serve", "evaluate"})
+_OTHER_ENGINES = frozenset({"vllm", "sglang", "lmdeploy", "verl", "openrlhf", "torchtune", "megatron", "colossalai"})
+NO_MODEL = Unknown("no model is named whose size could be found")
+
+
+def memory_need(case: Case, launch: Launch) -> MemoryNeed | Unknown:
+    """What a launch needs of each card and of the host; Unknown with the reason where that cannot be told."""
+    purpose = launch.purpose.value
+    if isinstance(purpose, Unknown):
+        return purpose
+    if purpose not in _PURPOSES or launch.target.framework in _OTHER_ENGINES:
+        return Unknown("it is not a program whose memory is understood")
+    arguments = read_arguments(launch)
+    backend = arguments.text("infer_backend", "huggingface")
+    if purpose != "train" and backend not in ("huggingface", "hf"):
+        return Unknown("the inference engine takes a share of each card by its own settings")
+    model = model_of(launch, arguments)
+    if model is None:
+        return NO_MODEL
+    if isinstance(model, Unknown):
+        return model
+    weights = find_weights(case, launch, model)
+    if isinstance(weights, Unknown):
+        return weights
+    sharding = sharding_of(case, launch, arguments)
+    if isinstance(sharding, Unknown):
+        return sharding
+    loading = loading_of(case, launch, arguments, weights)
+    if isinstance(loading, Unknown):
+        return loading
+    return _need(case, launch, arguments, weights, loading, sharding)
+
+
+def _need(
+    case: Case, launch: Launch, arguments: Arguments, weights: Weights, loading: Loading, sharding: Sharding
+) -> MemoryNeed:
+    purpose = launch.purpose.known or ""
+    form = _form(launch, arguments, loading, sharding)
+    host: tuple[MemoryPart, ...] = ()
+    if purpose == "train":
+        card, host, uncounted = training_parts(launch, arguments, loading, weights, sharding)
+    else:
+        card, uncounted = inference_parts(launch, arguments, loading, weights, sharding)
+    cards = _cards(launch, sharding, form)
+    context = context_part(sharding.ranks)
+    if form == "split":
+        high = None if context.high is None else context.high * cards
+        context = MemoryPart(context.purpose, context.low * cards, high, context.why)
+    from mgpu_doctor.memory.host import checkpoint_part
+
+    checkpoint = checkpoint_part(case, launch, weights, loading, sharding)
+    return MemoryNeed(
+        model=weights.model,
+        origin=weights.origin,
+        parameters=weights.parameters,
+        dtype=loading.name,
+        weights=(loading.low, loading.high),
+        form=form,
+        purpose=purpose,
+        cards=cards,
+        card=(*card, context),
+        host=host if checkpoint is None else (*host, checkpoint),
+        uncounted=uncounted,
+    )
+
+
+def _form(launch: Launch, arguments: Arguments, loading: Loading, sharding: Sharding) -> str:
+    if sharding.ranks > 1:
+        return "sharded" if sharding.splits_weights else "replicas"
+    if launch.spread.known != "split":
+        return "one"
+    if launch.target.framework == "llamafactory" and loading.bits is not None:
+        # model/model_utils/quantization.py: bitsandbytes goes to the current device unless told otherwise.
+        told = arguments.text("quantization_device_map")
+        return "split" if told == "auto" or loading.why != "quantization_bit" else "one"
+    return "split"
+
+
+def _cards(launch: Launch, sharding: Sharding, form: str) -> int:
+    devices = launch.visible.known
+    if form == "split" and devices is not None and devices.entries:
+        return len(devices.entries)
+    return sharding.per_node if form != "split" else 1
