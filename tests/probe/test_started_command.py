@@ -254,11 +254,12 @@ def test_one_process_needs_an_interpreter() -> None:
 def test_a_probe_without_a_command_starts_a_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("PET_NNODES", "2")
     start = plain_start(HOST, None, PYTHON, W, cpu=False)
     assert start.argv[:3] == (PYTHON, "-m", "torch.distributed.run")
     assert start.argv[start.argv.index("--nproc_per_node") + 1] == "gpu"
     assert start.promised == 8
-    assert "RANK" not in start.environment
+    assert not {"RANK", "PET_NNODES"} & set(start.environment)
     assert plain_start(HOST, 3, PYTHON, W, cpu=False).promised == 3
     assert plain_start(HOST, None, PYTHON, W, cpu=True).promised == 2
 

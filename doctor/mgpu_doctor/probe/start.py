@@ -42,6 +42,14 @@ _SILENT_WRAPPERS = frozenset(
 )  # fmt: skip
 """Wrappers whose effect is in the command's environment, or that change nothing of what is measured."""
 
+_RANK_VARIABLES = frozenset(
+    {
+        "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "NODE_RANK",
+        "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+    }
+)  # fmt: skip
+"""What speaks of the job that this shell is part of, and not of the machine."""
+
 _SCHEDULERS = frozenset({"srun", "mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun"})
 _ELSEWHERE = (
     "docker", "podman", "nerdctl", "nvidia-docker", "singularity", "apptainer", "enroot", "kubectl", "oc ", "ssh",
@@ -77,9 +85,11 @@ def plain_start(facts: Facts, processes: int | None, python: str | None, worker:
         raise InputError(
             f"no Python interpreter to probe with: {interpreter.reason}", hint="name one: --python /path/to/python"
         )
-    environment = dict(os.environ)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
-        environment.pop(name, None)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _RANK_VARIABLES and not name.startswith(("PET_", "TORCHELASTIC_"))
+    }
     gpus = None if cpu else visible_count(facts, environment)
     if processes is not None:
         count = str(processes)
