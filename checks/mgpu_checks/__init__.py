@@ -46,6 +46,7 @@ BUILT_IN: tuple[tuple[str, str, Wants], ...] = (
     ("MGD121", "launch.placeholder_left", COMMAND),
     ("MGD122", "launch.independent_copies", COMMAND_OR_RUN),
     ("MGD123", "launch.argument_order_broken", COMMAND),
+    ("MGD124", "launch.arguments_file_invalid", COMMAND),
     ("MGD201", "devices.visible_devices_ignored", DEEPSPEED),
     ("MGD202", "devices.physical_index_in_visible_space", COMMAND),
     ("MGD203", "devices.visible_index_out_of_range", ANYTHING),

@@ -30,6 +30,7 @@ class ConfigFile:
     every mapping entry by its path of keys. ``problem`` says why it could not
     be read (with its place), None when it was; ``exists`` is False for a file that is not there. ``unseen`` is True
     where the problem is ours alone (a file that we may not open or that is too large): its reader may take it.
+    ``repeated`` are entries that a later one of the same name in the same mapping replaces.
     """
 
     role: str
@@ -41,6 +42,7 @@ class ConfigFile:
     problem_span: Span | None = None
     exists: bool | Unknown = True
     unseen: bool = False
+    repeated: tuple[ConfigValue, ...] = ()
 
     def get(self, *path: str) -> object:
         """The plain value at a path of keys, None when absent."""

@@ -59,11 +59,16 @@ class _Values:
 
     found: dict[tuple[str, ...], ConfigValue] = field(default_factory=dict)
     full: bool = False
+    repeated: list[ConfigValue] = field(default_factory=list)
 
-    def put(self, path: tuple[str, ...], value: object, key: Span, span: Span) -> bool:
+    def put(self, path: tuple[str, ...], value: object, key: Span, span: Span, begin: int = 0) -> bool:
+        """Keep an entry of the mapping that starts at ``begin``: what a merge key brought lies in front of it."""
         if len(self.found) >= MAX_VALUES or len(path) > MAX_DEPTH:
             self.full = True
             return False
+        before = self.found.get(path)
+        if before is not None and before.key_span != key and before.key_span.start >= begin:
+            self.repeated.append(before)
         self.found[path] = ConfigValue(path, value, key, span)
         return True
 
@@ -74,7 +79,7 @@ def _done(source: Source, role: str, values: _Values, data: object) -> ConfigFil
     if not isinstance(data, dict):
         what = "it is empty" if data is None else f"it holds a {type(data).__name__}, not keys and values"
         return ConfigFile(role, source.name, source, {}, data, what, Span(0, min(1, len(source.text))))
-    return ConfigFile(role, source.name, source, values.found, data)
+    return ConfigFile(role, source.name, source, values.found, data, repeated=tuple(values.repeated))
 
 
 def _read_yaml(source: Source, role: str) -> ConfigFile:
@@ -143,7 +148,7 @@ def _walk_yaml(node: yaml.Node, path: tuple[str, ...], reader: _Yaml, values: _V
         entries = [(str(index), reader.span(value), value) for index, value in enumerate(node.value)]
     for key, span, value in entries:
         branch = (*path, key)
-        if not values.put(branch, reader.value(value), span, reader.span(value)):
+        if not values.put(branch, reader.value(value), span, reader.span(value), reader.span(node).start):
             return
         _walk_yaml(value, branch, reader, values, above)
 
