@@ -104,7 +104,7 @@ def test_a_line_without_end_is_no_burden() -> None:
 
 def test_memory_stays_flat() -> None:
     class Endless(io.RawIOBase):
-        left = 24
+        left = 96
 
         def read(self, size: int = -1) -> bytes:
             self.left -= 1

@@ -97,6 +97,12 @@ RULE = Rule(
             "cuda:7!",
             weak=True,
         ),
+        Signature(
+            r"Attempting to deserialize object on CUDA device \d+ but torch\.cuda\.device_count\(\) is \d+",
+            "torch 1.13.1 to 2.3.1, serialization.py validate_cuda_device()",
+            "RuntimeError: Attempting to deserialize object on CUDA device 4 but torch.cuda.device_count() is 1. "
+            "Please use torch.load with map_location to map your storages to an existing device.",
+        ),
     ),
 )
 

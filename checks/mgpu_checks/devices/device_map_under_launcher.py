@@ -84,6 +84,14 @@ RULE = Rule(
             "mode. Please rerun your script specifying `--num_processes=1` or by launching with "
             "`python {{myscript.py}}`.",
         ),
+        Signature(
+            r"You can't train a model that has been loaded in \S+(?: or 4-bit)? precision on (?:a different "
+            r"device than|multiple devices in any distributed mode)",
+            "accelerate 0.20.3 to 1.15.0, accelerator.py prepare_model()",
+            "ValueError: You can't train a model that has been loaded in 8-bit or 4-bit precision on a different "
+            "device than the one you're training on. Make sure you loaded the model on the correct device using "
+            "for example `device_map={'':torch.cuda.current_device()}`",
+        ),
     ),
 )
 

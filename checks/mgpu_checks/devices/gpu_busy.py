@@ -14,6 +14,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
     report,
 )
@@ -61,6 +62,15 @@ RULE = Rule(
         ),
     ),
     fix="choose GPUs that are free, or wait for the other job",
+    signatures=(
+        Signature(
+            r"Free memory on device .*is less than desired GPU memory utilization",
+            "vllm 0.9.2 to 0.11, v1/worker/gpu_worker.py init_device()",
+            "ValueError: Free memory on device (20.15/79.25 GiB) on startup is less than desired GPU memory "
+            "utilization (0.9, 71.33 GiB). Decrease GPU memory utilization or reduce GPU memory used by other "
+            "processes.",
+        ),
+    ),
 )
 
 LEAST_GIB = 0.5

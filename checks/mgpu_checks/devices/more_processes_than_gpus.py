@@ -107,6 +107,23 @@ RULE = Rule(
             "CUDA 12.8, cudaGetErrorString(cudaErrorInvalidDevice)",
             "RuntimeError: CUDA error: invalid device ordinal",
         ),
+        Signature(
+            r"Total available GPUs \S+ is less than total desired GPUs",
+            "verl 0.2 to 0.5, trainer/ppo/ray_trainer.py",
+            "ValueError: Total available GPUs 4 is less than total desired GPUs 8",
+        ),
+        Signature(
+            r"number of required GPUs exceeds the total number of available GPUs",
+            "vllm 0.2.7 to 0.9.2, executor/ray_utils.py initialize_ray_cluster()",
+            "ValueError: The number of required GPUs exceeds the total number of available GPUs in the placement "
+            "group.",
+        ),
+        Signature(
+            r"No available node types can fulfill resource request .*'GPU'",
+            "ray 2.9 to 2.46, the autoscaler (verl-project/verl issue 1842)",
+            "(autoscaler +32s) Error: No available node types can fulfill resource request defaultdict(<class "
+            "'float'>, {'CPU': 2.0, 'GPU': 2.0}). Add suitable node types to this cluster to resolve this issue.",
+        ),
     ),
 )
 

@@ -32,6 +32,7 @@ from mgpu_doctor.authoring import (
     Rule,
     Seen,
     Severity,
+    Signature,
     Unknown,
     report,
 )
@@ -122,6 +123,13 @@ RULE = Rule(
         ),
     ),
     fix="name GPUs that the machine has; indices count from 0",
+    signatures=(
+        Signature(
+            r"You requested gpu: \[[\d, ]+\]|But your machine only has: \[",
+            "pytorch-lightning 1.5 to 2.5, accelerators' device parser",
+            " But your machine only has: [0, 1]",
+        ),
+    ),
 )
 
 

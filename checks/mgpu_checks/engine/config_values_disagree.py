@@ -162,6 +162,12 @@ RULE = Rule(
             "transformers 4.40.2 to 5.6.0, integrations/deepspeed.py; accelerate 1.7.0, utils/dataclasses.py",
             "ValueError: Please correct the following DeepSpeed config values that mismatch TrainingArguments values:",
         ),
+        Signature(
+            r"the following accelerate config variables will be ignored",
+            "accelerate 0.20.3 to 1.15.0, utils/dataclasses.py DeepSpeedPlugin",
+            "ValueError: When using `deepspeed_config_file`, the following accelerate config variables will be "
+            "ignored: ['gradient_accumulation_steps', 'zero_stage'].",
+        ),
     ),
 )
 

@@ -222,6 +222,23 @@ RULE = Rule(
             "deepspeed 0.16.9 and 0.19.8, runtime/zero/config.py: pydantic's refusal (ran)",
             "pydantic_core._pydantic_core.ValidationError: 2 validation errors for DeepSpeedZeroConfig",
         ),
+        Signature(
+            r"Either train_batch_size or train_micro_batch_size_per_gpu needs to be provided",
+            "deepspeed 0.16.9 and 0.19.8, runtime/config.py _set_batch_related_parameters()",
+            "AssertionError: Either train_batch_size or train_micro_batch_size_per_gpu needs to be provided",
+        ),
+        Signature(
+            r"Expected a string path to an existing deepspeed config",
+            "accelerate 0.20.3 to 1.15.0, utils/deepspeed.py; deepspeed 0.16.9, runtime/config.py",
+            "ValueError: Expected a string path to an existing deepspeed config, or a dictionary, or a base64 "
+            "encoded string. Received: ./ds_config.json",
+        ),
+        Signature(
+            r"Found `(?:optimizer|scheduler)` configured in the DeepSpeed config, but no `",
+            "transformers 4.30.2, deepspeed.py deepspeed_optim_sched()",
+            "ValueError: Found `scheduler` configured in the DeepSpeed config, but no `optimizer`. Please "
+            "configure an optimizer in the DeepSpeed config.",
+        ),
     ),
 )
 

@@ -132,6 +132,24 @@ RULE = Rule(
             "llamafactory 0.9.3 and 0.9.5, hparams/parser.py and model/model_utils/quantization.py",
             "ValueError: Unsloth is incompatible with DeepSpeed ZeRO-3.",
         ),
+        Signature(
+            r"the shape in current model is torch\.Size\(\[0\]\)",
+            "torch 2.13.0, nn/modules/module.py load_state_dict(), into parameters that ZeRO-3 has partitioned",
+            "size mismatch for visual.blocks.3.mlp.up_proj.bias: copying a param with shape torch.Size([3420]) "
+            "from checkpoint, the shape in current model is torch.Size([0]).",
+        ),
+        Signature(
+            r"RuntimeError: 'weight' must be 2-D",
+            "torch 2.13.0, F.embedding() of a weight that ZeRO-3 has partitioned",
+            "RuntimeError: 'weight' must be 2-D",
+            weak=True,
+        ),
+        Signature(
+            r"is not compatible with low_cpu_mem_usage|low_cpu_mem_usage=True` or with passing a `device_map`",
+            "transformers 4.30.2 to 4.50.3, modeling_utils.py",
+            "ValueError: Passing along a `device_map` or DeepSpeed Zero-3 is not compatible with "
+            "`low_cpu_mem_usage=True` or with passing a `device_map`.",
+        ),
     ),
 )
 

@@ -141,6 +141,13 @@ RULE = Rule(
             "CUDA 12.8, cudaErrorECCUncorrectable (214) and cudaErrorNvlinkUncorrectable (220)",
             "RuntimeError: CUDA error: uncorrectable ECC error encountered",
         ),
+        Signature(
+            r"Unable to determine the device handle for (?:GPU|gpu) ?\S*:? ?\S*:? ?(?:GPU is lost|Unknown "
+            r"Error|Not Found)|GPU is lost\. +Reboot",
+            "nvidia-smi 440 to 580, a GPU that no longer answers",
+            "Unable to determine the device handle for GPU 0000:41:00.0: GPU is lost.  Reboot the system to "
+            "recover this GPU",
+        ),
     ),
 )
 

@@ -76,6 +76,17 @@ RULE = Rule(
             "RuntimeError: Too many open files. Communication with the workers is no longer possible. Please increase "
             "the limit using `ulimit -n` in the shell or change the sharing strategy",
         ),
+        Signature(
+            r"can't start new thread|pthread_create failed: Resource temporarily unavailable|Thread creation "
+            r"failed: Resource temporarily unavailable",
+            "Python 3.11 and glibc 2.35 at the limit of processes (ulimit -u, pids.max)",
+            "RuntimeError: can't start new thread",
+        ),
+        Signature(
+            r"received 0 items of ancdata",
+            "Python 3.11, multiprocessing/reduction.py recvfds(), at the limit of open files",
+            "RuntimeError: received 0 items of ancdata",
+        ),
     ),
 )
 

@@ -93,6 +93,24 @@ RULE = Rule(
             "Docker 20.10 to 27 without the NVIDIA container toolkit",
             'docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]].',
         ),
+        Signature(
+            r"system has unsupported display driver / cuda driver combination|\bError 803\b",
+            "CUDA 11.7 runtime, cudaErrorSystemDriverMismatch",
+            "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 803: system has unsupported display "
+            "driver / cuda driver combination",
+        ),
+        Signature(
+            r"Found no NVIDIA driver on your system",
+            "torch 1.13.1 to 2.9.1, c10/cuda/CUDAFunctions.cpp",
+            "RuntimeError: Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and "
+            "installed a driver from http://www.nvidia.com/Download/index.aspx",
+        ),
+        Signature(
+            r"NVMLError_(?:LibraryNotFound|DriverNotLoaded|LibRmVersionMismatch)|^(?:\S+: "
+            r")?nvidia-container-cli: (?:initialization|detection) error",
+            "nvidia-ml-py 12 and 13; libnvidia-container 1.8 to 1.17",
+            "pynvml.NVMLError_LibraryNotFound: NVML Shared Library Not Found",
+        ),
     ),
 )
 

@@ -142,6 +142,19 @@ RULE = Rule(
             "RuntimeError: DataLoader worker (pid 572) is killed by signal: Bus error. It is possible that "
             "dataloader's workers are out of shared memory. Please try to raise your shared memory limit.",
         ),
+        Signature(
+            r"DataLoader worker \(pid\(?s?\)? ?\S+\) is killed by signal: Bus error",
+            "torch 2.13.0, utils/data/dataloader.py and csrc/DataLoader.cpp",
+            "RuntimeError: DataLoader worker (pid 20991) is killed by signal: Bus error. Details are lost due to "
+            "multiprocessing.",
+        ),
+        Signature(
+            r"Signal 7 \(SIGBUS\)|failed \(exitcode: -7\)|exitcode *: -7\b|Signal: Bus error \(7\)|Bus error "
+            r"\(signal 7\)|signal 7 \(Bus error|return code = -7\b|\bBus error +\(core dumped\)",
+            "torch 2.13.0, distributed/elastic (ran); Open MPI 4.1; bash 5.2: a mapped page without memory behind it",
+            "  traceback : Signal 7 (SIGBUS) received by PID 467398",
+            weak=True,
+        ),
     ),
 )
 

@@ -79,7 +79,7 @@ RULE = Rule(
         ),
         Signature(
             r"HTTPSConnectionPool\(host=\\?'(?:huggingface\.co|hf\.co|hf-mirror\.com|cdn-lfs[\w.-]*)\\?', port=443\): "
-            r"(?:Max retries exceeded|Read timed out)",
+            r"(?:Max retries exceeded|Read timed out)(?!.*thrown while requesting)",
             "requests 2.34.2 under huggingface_hub 0.36.2",
             "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='huggingface.co', port=443): Max retries "
             "exceeded with url: /api/models/org/m",
@@ -89,6 +89,12 @@ RULE = Rule(
             "huggingface_hub 0.20.3 to 1.33.0, utils/_http.py http_backoff(), before each new try",
             _RETRY,
             weak=True,
+        ),
+        Signature(
+            r"ConnectionError: Couldn't reach https?://",
+            "datasets 1.2.1, utils/file_utils.py get_from_cache() (huggingface/datasets issue 1764)",
+            "ConnectionError: Couldn't reach https://raw.githubusercontent.com/huggingface/datasets/1.2.1/dataset"
+            "s/race/race.py",
         ),
     ),
     seen=("log",),

@@ -156,6 +156,11 @@ RULE = Rule(
             "PermissionError: [Errno 13] Permission denied: '/data/out/checkpoint-500'",
             weak=True,
         ),
+        Signature(
+            r"Disk quota exceeded|kind: StorageFull",
+            "Python 3.11, errno EDQUOT; safetensors 0.3 to 0.5, IoError",
+            "OSError: [Errno 122] Disk quota exceeded: '/home/me/out/model.safetensors'",
+        ),
     ),
 )
 

@@ -108,6 +108,13 @@ RULE = Rule(
             "before the file",
             "ValueError: Some specified arguments are not used by the HfArgumentParser: ['sft.yaml']",
         ),
+        Signature(
+            r"spawned with command: \[.*'--local_rank=\d+', '[^']+\.(?:ya?ml|json)'\]",
+            "deepspeed 0.16.9, launcher/launch.py main(), with a configuration file as the first argument",
+            "[INFO] [launch.py:256:main] process 336 spawned with command: ['/opt/env/bin/python', '-u', "
+            "'src/train.py', '--local_rank=0', 'sft.yaml']",
+            weak=True,
+        ),
     ),
 )
 

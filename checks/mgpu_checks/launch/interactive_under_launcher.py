@@ -116,19 +116,6 @@ RULE = Rule(
             "EOFError: EOF when reading a line",
             weak=True,
         ),
-        Signature(
-            r"\[Errno 98\] error while attempting to bind on address",
-            "uvicorn 0.54.0, a second server on one port, as two ranks start it",
-            "ERROR:    [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000): address already in use",
-            weak=True,
-        ),
-        Signature(
-            r"Cannot find empty port in range",
-            "gradio 5.49.1, http_server.py, a second server on one port",
-            "OSError: Cannot find empty port in range: 7860-7860. You can specify a different port by setting "
-            "the GRADIO_SERVER_PORT environment variable or passing the `server_port` parameter to `launch()`.",
-            weak=True,
-        ),
     ),
 )
 

@@ -174,6 +174,11 @@ RULE = Rule(
             '  File "/home/me/.local/bin/torchrun", line 8, in <module>',
             weak=True,
         ),
+        Signature(
+            r"ModuleNotFoundError: No module named '(?:accelerate|deepspeed|transformers)'",
+            "Python 3.11 in a rank whose interpreter is not the environment's",
+            "ModuleNotFoundError: No module named 'accelerate'",
+        ),
     ),
 )
 

@@ -131,6 +131,25 @@ RULE = Rule(
             "Python 3.11, subprocess without a shell, as llamafactory 0.9.3 cli.py starts torchrun",
             "FileNotFoundError: [Errno 2] No such file or directory: 'torchrun'",
         ),
+        Signature(
+            r"^failed to create process\.$",
+            "setuptools 80.9.0, cli-64.exe: a console script whose interpreter is gone (Windows)",
+            "failed to create process.",
+        ),
+        Signature(
+            r"^zsh: command not found: (?:accelerate|accelerate-launch|torchrun|deepspeed|llamafactory-cli|lmf"
+            r"|swift|ds)$",
+            "zsh 5.9",
+            "zsh: command not found: accelerate",
+        ),
+        Signature(
+            r"^(?:\S*/)?python[\d.]*: (?:No module named '?(?:accelerate|deepspeed|torch|llamafactory|swift"
+            r"|axolotl)\b(?![\w.]*\.__main__)|Error while finding module specification for "
+            r"'(?:accelerate|deepspeed|torch|llamafactory|swift|axolotl)\b.*No module named "
+            r"'(?:accelerate|deepspeed|torch|llamafactory|swift|axolotl)')",
+            "Python 3.11, python -m of a launcher's package that its environment lacks",
+            "/usr/bin/python3: No module named accelerate.commands",
+        ),
     ),
 )
 

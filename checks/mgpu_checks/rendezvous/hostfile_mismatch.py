@@ -93,6 +93,22 @@ RULE = Rule(
             "deepspeed 0.16.9 and 0.19.8, launcher/runner.py parse_resource_filter()",
             "ValueError: Hostname 'worker-3' not found in hostfile",
         ),
+        Signature(
+            r"Hostfile contains (?:a bad entry|multiple entries)|Hostfile is (?:empty or )?not formatted correctly",
+            "deepspeed 0.16.9 and 0.19.8, launcher/runner.py _parse_hostfile()",
+            "ValueError: Hostfile contains a bad entry: worker-1 slot=2, unable to proceed with launching",
+        ),
+        Signature(
+            r"^ValueError: host \S+ is already defined",
+            "deepspeed 0.16.9 and 0.19.8, autotuning/utils.py fetch_hostfile()",
+            "ValueError: host worker-1 is already defined",
+        ),
+        Signature(
+            r"There are not enough slots available in the system to satisfy the|Process number should not be "
+            r"larger than total available slots",
+            "Open MPI 4.1, orte/mca/rmaps; horovod 0.19.5, run/gloo_run.py (horovod/horovod issues 978 and 2090)",
+            "There are not enough slots available in the system to satisfy the 2 slots",
+        ),
     ),
 )
 

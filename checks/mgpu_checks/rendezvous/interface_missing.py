@@ -86,6 +86,12 @@ RULE = Rule(
             "torch 2.13.0, Gloo with GLOO_SOCKET_IFNAME",
             "RuntimeError: Unable to find address for: ib0",
         ),
+        Signature(
+            r"Unable to find interface for: ",
+            "torch 2.13.0, gloo/transport/tcp/device.cc in libtorch_cpu",
+            "RuntimeError: [enforce fail at ../third_party/gloo/gloo/transport/tcp/device.cc:83] ifa != nullptr. "
+            "Unable to find interface for: [0.17.69.208]",
+        ),
     ),
 )
 

@@ -30,6 +30,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
     Word,
     replace,
@@ -169,6 +170,22 @@ RULE = Rule(
         Reference("llamafactory 0.9.3, cli.py", "MASTER_ADDR becomes torchrun's --master_addr"),
     ),
     fix="Name the first node's address, the same on every node",
+    signatures=(
+        Signature(
+            r"gloo/transport/tcp/\S+ connect \[?(?:127\.[\d.]+|::1)\]?:\d+: Connection refused",
+            "torch 1.13.1 to 2.2, gloo/transport/tcp/pair.cc, on a host whose own name is its loopback",
+            "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:799] connect [127.0.1.1]:41120: "
+            "Connection refused",
+        ),
+        Signature(
+            r"cannot be retrieved \(gai error: -\d+ - (?:Name or service not known|Temporary failure in name "
+            r"resolution)\)",
+            "torch 2.13.0, csrc/distributed/c10d/socket.cpp",
+            "[W socket.cpp:663] [c10d] The IPv6 network addresses of (node-0, 29500) cannot be retrieved (gai "
+            "error: -2 - Name or service not known).",
+            weak=True,
+        ),
+    ),
 )
 
 

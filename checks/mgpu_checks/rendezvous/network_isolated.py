@@ -114,6 +114,58 @@ RULE = Rule(
             "to (10.0.0.24, 29500).",
             weak=True,
         ),
+        Signature(
+            r"connect\(\) timed out\. Original timeout was \d+ ms",
+            "torch before 1.11, TCPStore (pytorch/pytorch issue 67547)",
+            "RuntimeError: connect() timed out. Original timeout was 60000 ms.",
+        ),
+        Signature(
+            r"RendezvousConnectionError: The connection to the C10d store has failed|RendezvousTimeoutError",
+            "torch 1.13.1 to 2.13.0, distributed/elastic/rendezvous/c10d_rendezvous_backend.py and "
+            "dynamic_rendezvous.py",
+            "torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: The connection to the C10d "
+            "store has failed. See inner exception for details.",
+            weak=True,
+        ),
+        Signature(
+            r"Timed out after \d+ seconds waiting for (?:clients|workers)\. \d+/\d+ (?:clients|workers) joined",
+            "torch 2.1 to 2.13, TCPStore: the other ranks never came (OpenRLHF/OpenRLHF issue 1040)",
+            "torch.distributed.DistStoreError: Timed out after 1801 seconds waiting for clients. 1/3 clients joined.",
+            weak=True,
+        ),
+        Signature(
+            r"[Gg]loo connectFullMesh failed with ",
+            "torch 2.13.0, gloo/transport/tcp in libtorch_cpu",
+            "RuntimeError: Gloo connectFullMesh failed with [../third_party/gloo/gloo/transport/tcp/pair.cc:144] "
+            "no error",
+        ),
+        Signature(
+            r"gloo/transport/tcp/\S+ connect \[?(?!127\.|::1)[\w.:]+\]?:\d+: (?:Connection refused|No route to "
+            r"host|Connection timed out|Network is unreachable)",
+            "torch 1.13.1 to 2.2, gloo/transport/tcp/pair.cc",
+            "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:799] connect [10.0.0.7]:41120: No "
+            "route to host",
+        ),
+        Signature(
+            r"Call to ibv_modify_qp failed with (?:error )?(?:\d+ )?(?:Network is unreachable|Connection timed "
+            r"out|No such device)",
+            "NCCL 2.14.3 to 2.28.9, misc/ibvwrap.cc",
+            "n4:460770:460842 [0] misc/ibvwrap.cc:187 NCCL WARN Call to ibv_modify_qp failed with error Network "
+            "is unreachable",
+        ),
+        Signature(
+            r"socketStartConnect: exceeded (?:retries|timeouts) \(\d+\)|connect to \S+ returned .+, exceeded "
+            r"(?:error|timeout) retry count",
+            "NCCL 2.21.5 and 2.27.5, misc/socket.cc",
+            "n1:101:240 [0] misc/socket.cc:489 NCCL WARN socketStartConnect: exceeded retries (20000)",
+        ),
+        Signature(
+            r"NCCL error in: .*unhandled system error",
+            "torch 1.13.1 to 2.13.0, NCCLUtils: a call to the operating system failed",
+            "RuntimeError: NCCL error in: /pytorch/torch/lib/c10d/ProcessGroupNCCL.cpp:492, unhandled system "
+            "error, NCCL version 2.4.7",
+            weak=True,
+        ),
     ),
 )
 

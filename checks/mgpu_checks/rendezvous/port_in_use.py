@@ -131,6 +131,28 @@ RULE = Rule(
             "ConnectionError: Tried to launch distributed communication on port `29500`, but another process is "
             "utilizing it. Please specify a different port",
         ),
+        Signature(
+            r"^RuntimeError: Address already in use$",
+            "torch before 1.11, TCPStore (pytorch/pytorch issue 72816)",
+            "RuntimeError: Address already in use",
+        ),
+        Signature(
+            r"OSError: \[Errno (?:98|48)\] .*[Aa]ddress already in use|\[Errno 98\] error while attempting to "
+            r"bind on address",
+            "Python 3.11, socket.bind() and asyncio's create_server()",
+            "OSError: [Errno 98] Address already in use",
+        ),
+        Signature(
+            r"\[Errno 98\] error while attempting to bind on address",
+            "uvicorn 0.54.0, a second server on one port",
+            "ERROR:    [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000): address already in use",
+        ),
+        Signature(
+            r"Cannot find empty port in range",
+            "gradio 5.49.1, http_server.py, a second server on one port",
+            "OSError: Cannot find empty port in range: 7860-7860. You can specify a different port by setting "
+            "the GRADIO_SERVER_PORT environment variable or passing the `server_port` parameter to `launch()`.",
+        ),
     ),
 )
 

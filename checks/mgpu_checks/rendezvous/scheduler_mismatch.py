@@ -27,6 +27,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     report,
 )
 
@@ -83,6 +84,15 @@ RULE = Rule(
         Reference("torch 1.13.1 to 2.13.0, distributed/run.py", "one agent a node starts nproc-per-node workers"),
     ),
     fix="Run the launcher once on every node, with as many processes as the node has GPUs",
+    signatures=(
+        Signature(
+            r"srun: error: Unable to (?:create|confirm) (?:job )?step(?: for job \S+)?: (?:Invalid generic "
+            r"resource|More processors requested than permitted|Requested node configuration is not "
+            r"available|Requested nodes are busy|Memory required by task is not available)",
+            "Slurm 19.05 to 23.11, srun with the sentences of slurm_errno.c",
+            "srun: error: Unable to create step for job 881: More processors requested than permitted",
+        ),
+    ),
 )
 
 

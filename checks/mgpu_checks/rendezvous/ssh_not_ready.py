@@ -54,6 +54,12 @@ RULE = Rule(
             "deepspeed before 0.16.9, which reads the variable with a default, launcher/multinode_runner.py",
             "KeyError: 'PDSH_SSH_ARGS_APPEND'",
         ),
+        Signature(
+            r"was not reachable via ssh|launcher 'pdsh' not installed",
+            "deepspeed 0.16.9 and 0.19.8, launcher/runner.py main()",
+            "RuntimeError: Using hostfile at hostfile but host=192.168.3.100 was not reachable via ssh. If you "
+            "are running with a single node please remove hostfile or setup passwordless ssh.",
+        ),
     ),
     seen=("log",),
 )

@@ -17,6 +17,7 @@ from mgpu_doctor.authoring import (
     Rule,
     Script,
     Severity,
+    Signature,
     Span,
     replace,
     report,
@@ -64,6 +65,13 @@ RULE = Rule(
     ),
     fix="delete what stands behind the backslash",
     fixable=True,
+    signatures=(
+        Signature(
+            r"error: unrecognized arguments:(?: \S+)*  +\S|error: unrecognized arguments:$",
+            "Python 3.11, argparse: an argument that begins with a blank, or is one (bash 5.2, ran)",
+            "train.py: error: unrecognized arguments:  --deepspeed ds.json",
+        ),
+    ),
 )
 
 

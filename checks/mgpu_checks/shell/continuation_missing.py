@@ -64,6 +64,11 @@ RULE = Rule(
             "bash 5.2: an option stands at the beginning of a command (ran)",
             "run.sh: line 2: --lr: command not found",
         ),
+        Signature(
+            r"^(?:\S+: \d+: )(?:\S+: )?--?[A-Za-z][\w-]*: not found",
+            "dash 0.5.12: an option stands at the beginning of a command (ran)",
+            "run.sh: 42: --deepspeed: not found",
+        ),
     ),
 )
 

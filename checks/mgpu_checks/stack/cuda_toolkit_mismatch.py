@@ -135,6 +135,18 @@ RULE = Rule(
             "AttributeError: 'DeepSpeedCPUAdam' object has no attribute 'ds_opt_adam'",
             weak=True,
         ),
+        Signature(
+            r"No such file or directory: '\S*/bin/nvcc'|CUDA_HOME environment variable is not set",
+            "deepspeed 0.16.9, op_builder/builder.py installed_cuda_version(); torch 1.13.1 to 2.13.0, "
+            "utils/cpp_extension.py",
+            "OSError: CUDA_HOME environment variable is not set. Please set it to your CUDA install root.",
+        ),
+        Signature(
+            r"Error building extension '\w+'",
+            "torch 1.13.1 to 2.13.0, utils/cpp_extension.py _run_ninja_build()",
+            "RuntimeError: Error building extension 'cpu_adam'",
+            weak=True,
+        ),
     ),
 )
 

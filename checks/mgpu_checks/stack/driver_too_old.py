@@ -81,6 +81,17 @@ RULE = Rule(
             "CUDA 12.4 runtime, cudaErrorInsufficientDriver",
             "RuntimeError: CUDA error: CUDA driver version is insufficient for CUDA runtime version",
         ),
+        Signature(
+            r"forward compatibility was attempted on non supported HW|\bError 804\b",
+            "CUDA 11.7 runtime, cudaErrorCompatNotSupportedOnDevice: the container's newer CUDA on an older driver",
+            "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 804: forward compatibility was "
+            "attempted on non supported HW",
+        ),
+        Signature(
+            r"provided PTX was compiled with an unsupported toolchain",
+            "CUDA 11.7 runtime, cudaErrorUnsupportedPtxVersion",
+            "RuntimeError: CUDA error: the provided PTX was compiled with an unsupported toolchain.",
+        ),
     ),
 )
 

@@ -126,6 +126,12 @@ RULE = Rule(
             "Python 3.10, for flash-attn 2.5.6 built for another Python",
             "ModuleNotFoundError: No module named 'flash_attn_2_cuda'",
         ),
+        Signature(
+            r"version `GLIBC\w*_[\d.]+' not found \(required by \S*flash_attn",
+            "the dynamic loader, for a flash-attn wheel built on a newer system",
+            "ImportError: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.32' not found (required by "
+            "/opt/env/lib/python3.10/site-packages/flash_attn_2_cuda.cpython-310-x86_64-linux-gnu.so)",
+        ),
     ),
 )
 

@@ -231,6 +231,12 @@ RULE = Rule(
             "llamafactory 0.9.3, hparams/parser.py",
             "ValueError: This device does not support `pure_bf16`.",
         ),
+        Signature(
+            r"`--fp16`\) and FP16 half precision evaluation .* can only be used on CUDA|fp16 mixed precision "
+            r"requires a GPU",
+            "transformers 4.28.1 to 4.40.2, training_args.py; accelerate 0.28.0 to 1.10.1, accelerator.py",
+            "ValueError: fp16 mixed precision requires a GPU (not 'cpu').",
+        ),
     ),
 )
 

@@ -272,6 +272,25 @@ RULE = Rule(
             "torchvision 0.19.1 with another torch, _meta_registrations.py",
             "RuntimeError: operator torchvision::nms does not exist",
         ),
+        Signature(
+            r"^(?:\w+\.)*TypeError: (?:(?:Seq2Seq)?TrainingArguments|\w*Trainer|Accelerator|(?:SFT|DPO|GRPO|PPO"
+            r"|KTO|ORPO|Reward)Config)\.\w+\(\) got an unexpected keyword argument '",
+            "Python 3.11, a program written for another release of transformers, accelerate or trl",
+            "TypeError: TrainingArguments.__init__() got an unexpected keyword argument 'evaluation_strategy'",
+        ),
+        Signature(
+            r"numpy\.core\.multiarray failed to import|numpy\.dtype size changed, may indicate binary incompatibility",
+            "numpy 2.1.0 under extensions built for numpy 1",
+            "ImportError: numpy.core.multiarray failed to import",
+        ),
+        Signature(
+            r"^ImportError: cannot import name '\w+' from '(?:transformers|accelerate|peft|trl|torch|torchvision"
+            r"|huggingface_hub|datasets|deepspeed|vllm|tokenizers|flash_attn|bitsandbytes)\b",
+            "Python 3.11, a package written for another release of the one that it imports from",
+            "ImportError: cannot import name 'is_torch_fx_available' from 'transformers.utils.import_utils' "
+            "(/opt/env/lib/python3.11/site-packages/transformers/utils/import_utils.py)",
+            weak=True,
+        ),
     ),
 )
 

@@ -16,6 +16,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     StageSeen,
     observed,
     report,
@@ -77,6 +78,27 @@ RULE = Rule(
     ),
     fix="Take out of use what does not carry the data",
     seen=("run",),
+    signatures=(
+        Signature(
+            r"watchdog got stuck for \d+ seconds without making progress|Heartbeat monitor timed out! Process "
+            r"will be terminated|Terminating the process after attempting to dump debug info, due to",
+            "torch 2.4.1 to 2.9.1, ProcessGroupNCCL.cpp heartbeatMonitor()",
+            "[F ProcessGroupNCCL.cpp:1169] [PG 0 Rank 1] [PG 0 Rank 1] ProcessGroupNCCL's watchdog got stuck for "
+            "600 seconds without making progress in monitoring enqueued collectives.",
+        ),
+        Signature(
+            r"wait timeout after \d+ms, keys: |Timeout waiting for key: |store->get\('[^']*'\) got error: "
+            r"(?:Timeout|wait timeout|Socket Timeout)",
+            "torch 2.0.1 to 2.13.0, TCPStore.cpp and ProcessGroupNCCL.cpp: a peer never came",
+            "torch.distributed.DistStoreError: wait timeout after 600000ms, keys: /default_pg/0//cuda//timeout_check/0",
+        ),
+        Signature(
+            r"gloo/\S+ Timed out waiting \d+ms for (?:recv|send) operation",
+            "torch 2.13.0, gloo/transport/tcp/unbound_buffer.cc in libtorch_cpu",
+            "RuntimeError: [../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting "
+            "1800000ms for recv operation to complete",
+        ),
+    ),
 )
 
 

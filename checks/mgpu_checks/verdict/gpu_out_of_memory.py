@@ -56,6 +56,18 @@ RULE = Rule(
             "torch 2.9.1, aten/src/ATen/cuda/CUDABlas.cpp; NCCL 2.21.5, checks.h",
             "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         ),
+        Signature(
+            r"Allocation on device \S+ would exceed allowed memory",
+            "torch 2.0.1 to 2.9.1, c10/cuda/CUDAMallocAsyncAllocator.cpp",
+            "torch.cuda.OutOfMemoryError: Allocation on device 0 would exceed allowed memory. (out of memory)",
+        ),
+        Signature(
+            r"No available memory for the cache blocks|tokens that can be stored in KV cache|KV cache is needed, "
+            r"which is larger than the available KV cache memory",
+            "vllm 0.2.7 to 0.11, worker and core/kv_cache_utils.py",
+            "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when "
+            "initializing the engine.",
+        ),
     ),
     seen=("log",),
 )

@@ -88,6 +88,47 @@ RULE = Rule(
             "bash 5.2 (ran)",
             "run.sh: line 3: 18971 Killed                  python train.py",
         ),
+        Signature(
+            r"died with <Signals\.SIGKILL: 9>",
+            "Python 3.11, subprocess.CalledProcessError, as accelerate's simple_launcher raises it (ran)",
+            "subprocess.CalledProcessError: Command '['/opt/env/bin/python', 'train.py']' died with "
+            "<Signals.SIGKILL: 9>.",
+        ),
+        Signature(
+            r"Worker \w+ pid \d+ died, exit code: -9\b",
+            "vllm 0.5.0 to 0.9.2, executor/multiproc_worker_utils.py",
+            "ERROR 03-31 16:05:37 multiproc_worker_utils.py:120] Worker VllmWorkerProcess pid 3283517 died, exit "
+            "code: -9",
+        ),
+        Signature(
+            r"DataLoader worker \(pid\(?s?\)? ?\S+\) is killed by signal: Killed",
+            "torch 2.13.0, csrc/DataLoader.cpp",
+            "RuntimeError: DataLoader worker (pid 4412) is killed by signal: Killed. ",
+        ),
+        Signature(
+            r"command terminated with exit code 137|\bOOMKilled\b",
+            "kubectl exec and kubectl describe, Kubernetes 1.20 to 1.31",
+            "command terminated with exit code 137",
+        ),
+        Signature(
+            r"Task was killed due to the node running low on memory|workers? \(tasks / actors\) killed due to "
+            r"memory pressure",
+            "ray 2.3 to 2.46, the memory monitor",
+            "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
+        ),
+        Signature(
+            r"The process is killed by SIGKILL by OOM killer due to high memory usage",
+            "ray 2.3 to 2.46, the exit detail of a worker that has vanished",
+            "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection "
+            "error code 2. End of file. There are some potential root causes. (1) The process is killed by "
+            "SIGKILL by OOM killer due to high memory usage.",
+            weak=True,
+        ),
+        Signature(
+            r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory)|\[Errno 12\] Cannot allocate memory",
+            "torch 2.13.0, c10/core/impl/alloc_cpu.cpp; Python 3.11, errno ENOMEM",
+            "OSError: [Errno 12] Cannot allocate memory",
+        ),
     ),
     seen=("log",),
 )

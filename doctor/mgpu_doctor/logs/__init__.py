@@ -7,6 +7,7 @@ most of a log is passed over by a search for bytes.
 from __future__ import annotations
 
 from mgpu_doctor.logs.causes import Known, known_causes
-from mgpu_doctor.logs.reader import TELLING, read_log, telling_words
+from mgpu_doctor.logs.reader import read_log, telling_words
+from mgpu_doctor.logs.scan import TELLING
 
 __all__ = ["TELLING", "Known", "known_causes", "read_log", "telling_words"]

@@ -18,15 +18,20 @@ ECHO = pattern(
     r"Sending process \d+ closing signal"
     r"|torch\.distributed\.elastic\.multiprocessing\.errors\.(?:ChildFailedError|SignalException)"
     r"|ChildFailedError: *$"
-    r"|subprocess\.CalledProcessError: Command "
+    r"|subprocess\.CalledProcessError: Command (?!.*died with <Signals)"
     r"|\[launch\.py:\d+:sigkill_handler\] Killing subprocess"
-    r"|exitcode *: -15 |\(exitcode: -15\)|Signal 15 \(SIGTERM\) received"
-    r"|ncclRemoteError|connection closed by remote peer|Connection closed by peer|Connection reset by peer"
-    r"|Broken pipe|terminate called after throwing an instance of 'c10::DistBackendError'"
-    r"|resource_tracker: There appear to be \d+ leaked"
+    r"|exitcode *: -15 |\(exitcode: -15\)|Signal 15 \(SIGTERM\) received|died, exit code: -15"
+    r"|ncclRemoteError|terminate called after throwing an instance of 'c10::DistBackendError'"
     r"|To prevent data inconsistency, we are taking the entire process down"
+    r"|got error: (?:Connection reset by peer|Broken pipe|failed to recv)"
 )
 """What the others print, and the launcher, when one rank has failed."""
+
+HUSH = pattern(
+    r"connection closed by remote peer|Connection closed by peer|Connection reset by peer|Broken pipe"
+    r"|resource_tracker: There appear to be \d+ leaked"
+)
+"""What processes print that lose their peers, for good reasons or bad: it says nothing about the run."""
 
 
 AFTERMATH = frozenset({"MGD313", "MGD902", "MGD905", "MGD909"})
@@ -99,20 +104,31 @@ def _literals(parsed: Iterable[tuple[object, Any]]) -> tuple[str, ...]:
     return best if all(best) else ()
 
 
-def deciding(hits: Iterable[LogHit], errors: Iterable[LogLine]) -> tuple[LogHit, ...]:
+def deciding(
+    hits: Iterable[LogHit], errors: Iterable[LogLine], *, failed: bool = True, ended_well: bool = False, lines: int = 0
+) -> tuple[LogHit, ...]:
     """The hits that say why a run failed.
 
-    A line that fits many causes counts only when no line names one. What ranks print that are left waiting counts
-    only when no error, known or not, came before.
+    A line that fits many causes counts only when no line names one, and when the run has ``failed`` or the log of
+    ``lines`` lines ends there. What ranks print that are left waiting counts only when no error, known or not, came
+    before. After a run that ``ended_well`` no fault counts; what is less than an error does.
     """
     specific = _most_specific(hits)
-    strong = tuple(hit for hit in specific if not hit.weak)
+    if ended_well:
+        return tuple(hit for hit in specific if hit.severity is not Severity.ERROR and not hit.weak)
+    strong = tuple(hit for hit in specific if not hit.weak and hit.severity is not Severity.ADVICE)
     roots = tuple(hit for hit in strong if hit.code not in AFTERMATH)
     if roots:
         return roots
     first_error = min((line.number for line in errors), default=None)
     waiting = tuple(hit for hit in strong if first_error is None or hit.line.number <= first_error)
-    return waiting or tuple(hit for hit in specific if hit.weak)
+    weak = (hit for hit in specific if hit.weak and hit.severity is not Severity.ADVICE)
+    fitting = (hit for hit in weak if failed or hit.severity is not Severity.ERROR or hit.line.number >= lines)
+    return waiting or tuple(fitting) or _advice(specific, failed=failed)
+
+
+def _advice(hits: Iterable[LogHit], *, failed: bool) -> tuple[LogHit, ...]:
+    return () if failed else tuple(hit for hit in hits if hit.severity is Severity.ADVICE)
 
 
 def _most_specific(hits: Iterable[LogHit]) -> tuple[LogHit, ...]:

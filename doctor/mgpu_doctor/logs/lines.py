@@ -2,8 +2,9 @@
 
 The prefixes are those of torchrun (torch 2.6.0, elastic/multiprocessing/tail_log.py: ``[trainer0]:``, ``[default0]:``;
 distributed/distributed_c10d.py, its excepthook: ``[rank0]:``), of glog as torch writes it
-(``E0101 01:02:03.000 123 torch/…:12]``), of Open MPI's ``--tag-output`` (``[1,0]<stderr>:``), of ``srun --label``
-(``0:``) and of Ray (``(WorkerDict pid=4411)``).
+(``E0101 01:02:03.000 123 torch/…:12]``), of Python's logging (``ERROR:name:``) and as vLLM 0.9 formats it
+(``ERROR 03-31 16:05:37 [core.py:515]``), of docker compose (``worker-1  | ``) and the journal, of Open MPI's
+``--tag-output`` (``[1,0]<stderr>:``), of ``srun --label`` (``0:``) and of Ray (``(WorkerDict pid=4411)``).
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ _RANK = pattern(
 _STAMP = pattern(
     r"\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?\]?[ :]+"
     r"|\d\d/\d\d/\d{4} \d\d:\d\d:\d\d - "
-    r"|\[?[EWIF]\d{4} \d\d:\d\d:\d\d\.\d+ +(?:\d+ )?[\w./\\<>-]+:\d+\] ?"
+    r"|\[?[EWIF]\d{3,4} \d\d:\d\d:\d\d\.\d+ +(?:\d+ )?[\w./\\<>-]+:\d+\] ?"
     r"|\([A-Za-z_]\w*(?: pid=\d+)?(?:, ip=[\w.:]+)?\) "
+    r"|(?:ERROR|WARNING|INFO|DEBUG|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[?[\w./]+:\d+\] ?"
+    r"|(?:ERROR|WARNING|INFO|CRITICAL):[A-Za-z_][\w.]*:"
+    r"|\[\d\d:\d\d:\d\d\] +(?:ERROR|WARNING|INFO|DEBUG) +"
+    r"|[\w.-]+ +\| |\[pod/[\w./-]+\] "
+    r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d [\w.-]+ [\w.-]+(?:\[\d+\])?: "
 )
-_NAMED_RANK = pattern(r"\[[Rr]ank ?(\d+)\]|\blocal_rank: (\d+)\b|^rank (\d+)\b")
+_NAMED_RANK = pattern(r"\[(?:[Rr]ank ?|RANK:)(\d+)\]|\bRank (\d+)\] |\blocal_rank: (\d+)\b|^rank (\d+)\b")
 
 
 def clean(raw: str) -> tuple[str, str | None]:

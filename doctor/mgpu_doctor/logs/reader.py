@@ -2,61 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import BinaryIO
 
-from mgpu_doctor.logs.causes import ECHO, Known, deciding
-from mgpu_doctor.logs.lines import LONGEST, clean
+from mgpu_doctor.logs.causes import ECHO, HUSH, Known, deciding
+from mgpu_doctor.logs.lines import clean
+from mgpu_doctor.logs.scan import TELLING, Counter, pieces, shape_of, telling_lines
 from mgpu_doctor.model.log import LogHit, LogLine, LogReading
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass, field
 
-TELLING = (
-    b"rror",
-    b"ERRO",
-    b"FAILED",
-    b"WARN",
-    b"xcept",
-    b"ailed",
-    b"ailure",
-    b"Killed",
-    b"killed",
-    b"signal",
-    b"not found",
-    b"denied",
-    b"o such",
-    b"unrecognized",
-    b"imed out",
-    b"imeout",
-    b"fatal",
-    b"Fatal",
-    b"exit",
-    b"annot",
-    b"an't",
-    b"core dumped",
-    b"(local_rank:",
-)
-"""Of these words one stands in most lines that say why a run failed; signatures without any add their own."""
-
-PIECE = 1 << 20
 MOST_HITS = 400
 """Hits that are kept; a run that fails the same way on thousands of ranks needs no more to be understood."""
 MOST_ERRORS = 20
 MOST_REMEMBERED = 256
 
 _ENDS = pattern(
-    r"^(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Failure)(?:: .*|:?)$"
-    r"|^(?:\S+: )?error: |\bFatal Python error\b|^terminate called|\bSegmentation fault\b|\bcore dumped\b"
+    r"^(?:[\w.]+\.)?(?:[A-Z]\w*(?:Error|Exception|Failure|OutOfMemory|Timeout)|Exception|Error)"
+    r"(?:: (?!-?[\d.]+%?$).*|:?)$"
+    r"|^(?:\S+: ){0,2}error: (?!-?[\d.]+\b)|^Fatal Python error\b|^terminate called"
+    r"|^(?:\S+: line \d+: +\d+ )?(?:Segmentation fault|Aborted|Bus error|Illegal instruction)\b"
     r"|^(?:\S+: )?line \d+: .*(?:command not found|No such file|Killed|syntax error|Permission denied)"
     r"|^(?:bash|sh|/\S+): .*(?:not found|No such file|Permission denied)"
+    r"|\bterminated with exception: |EngineCore failed to start"
 )
 """A line that ends a failure: an exception with its message, a shell's or an argument parser's refusal."""
 
 _FAILED = pattern(
-    r"^Traceback \(most recent call last\)|\bexitcode *: *(?!0\b)-?\d+|exits with return code = (?!0\b)-?\d+"
-    r"|exited with (?:exit )?code (?!0\b)-?\d+|\bFAILED$|ChildFailedError|slurmstepd: error|srun: error|oom-kill"
+    r"^Traceback \(most recent call last\)|slurmstepd: error|srun: error|oom-kill"
+    r"|The actor (?:died|is dead)|Worker exit type: SYSTEM_ERROR|\bdied, exit code: -\d|\*\*\* Process received signal \*\*\*"
 )
 """A line that shows that a run failed without saying why."""
+
+_FALLEN = pattern(
+    r"\bexitcode *: *(?!0\b)-?\d+|exits with return code = (?!0\b)-?\d+|exited with (?:exit )?code (?!0\b)-?\d+"
+    r"|\bFAILED$|ChildFailedError|CalledProcessError|oom[_-]kill"
+)
+"""A launcher's or the kernel's own word that a process has fallen."""
+
+_ENDED_WELL = pattern(
+    r"'train_runtime'|^\*{5} (?:train|eval|predict) metrics \*{5}|Process \d+ exits successfully"
+    r"|`Trainer\.fit` stopped: |Local worker group finished \(SUCCEEDED\)"
+)
+"""The last words of a run that came to its end: transformers' trainer, deepspeed's launcher, Lightning, torchrun."""
+
+ENDING = (b"'train_runtime'", b"***** ", b"exits successfully", b"`Trainer.fit`", b"(SUCCEEDED)")
 
 _ROOT = pattern(r"^\s*rank +: (\d+) \(local_rank: \d+\)")
 _ROOT_HEAD = "Root Cause (first observed failure)"
@@ -68,6 +58,9 @@ class _Found:
     hits: list[LogHit] = field(default_factory=list)
     errors: list[LogLine] = field(default_factory=list)
     failed: bool = False
+    fallen: bool = False
+    last_failure: int = 0
+    ended_well: int = 0
     seen: set[tuple[str, str | None, str]] = field(default_factory=set)
     root_at: int | None = None
     root: str | None = None
@@ -76,9 +69,9 @@ class _Found:
 def read_log(name: str, stream: BinaryIO, known: tuple[Known, ...]) -> LogReading:
     """What a log says. The stream is read to its end; its bytes may be of any encoding and length."""
     found = _Found(name)
-    counter = _Counter()
+    counter = Counter()
     seen: dict[bytes, None] = {}
-    for number, raw in _telling_lines(_pieces(stream), telling_words(known), counter):
+    for number, raw in telling_lines(pieces(stream), telling_words(known), counter):
         if raw in seen:
             # Retries and warnings repeat a line by the thousand.
             continue
@@ -86,16 +79,13 @@ def read_log(name: str, stream: BinaryIO, known: tuple[Known, ...]) -> LogReadin
         if len(seen) > MOST_REMEMBERED:
             del seen[next(iter(seen))]
         _look(found, number, raw.decode("utf-8", "replace"), known)
-    failed = found.failed or bool(found.errors)
-    return LogReading(
-        name,
-        counter.lines,
-        counter.bytes,
-        deciding(found.hits, found.errors),
-        tuple(found.errors),
-        failed,
-        _first(found),
-    )
+    failed = (found.failed or bool(found.errors)) and not _came_to_its_end(found)
+    hits = deciding(found.hits, found.errors, failed=failed, ended_well=_came_to_its_end(found), lines=counter.lines)
+    return LogReading(name, counter.lines, counter.bytes, hits, tuple(found.errors), failed, _first(found))
+
+
+def _came_to_its_end(found: _Found) -> bool:
+    return found.ended_well > found.last_failure and not found.fallen
 
 
 def _first(found: _Found) -> str | None:
@@ -104,87 +94,34 @@ def _first(found: _Found) -> str | None:
     return next((line.rank for line in found.errors if line.rank is not None), None)
 
 
-@dataclass(slots=True)
-class _Counter:
-    lines: int = 0
-    bytes: int = 0
-
-
-def _pieces(stream: BinaryIO) -> Iterator[bytes]:
-    """The stream in pieces that end with a line, or that are a part of one too long to matter; UTF-16 as UTF-8."""
-    rest = b""
-    encoding: str | None = None
-    first = True
-    while piece := stream.read(PIECE):
-        if first and piece[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            encoding = "utf-16-le" if piece[:2] == b"\xff\xfe" else "utf-16-be"
-            piece = piece[2:]
-        first = False
-        if encoding is not None:
-            odd = stream.read(1) if len(piece) % 2 else b""
-            piece = (piece + odd).decode(encoding, "replace").encode("utf-8", "replace")
-        cut = piece.rfind(b"\n") + 1
-        if not cut and len(rest) + len(piece) <= 2 * PIECE:
-            rest += piece
-            continue
-        yield rest + piece[:cut] if cut else rest + piece
-        rest = piece[cut:] if cut else b""
-    if rest:
-        yield rest
-
-
 def telling_words(known: Iterable[Known]) -> tuple[bytes, ...]:
-    """What a line must hold one of to be looked at: the fewer words, the faster."""
-    own = (one.literals for one in known if not any(word in one.line.encode() for word in TELLING))
-    return (*TELLING, *sorted({text.encode() for texts in own for text in texts}))
-
-
-def _telling_lines(pieces: Iterable[bytes], words: tuple[bytes, ...], counter: _Counter) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold a telling word, with their numbers."""
-    for piece in pieces:
-        counter.bytes += len(piece)
-        places = sorted(_places(piece, words))
-        counted_to, number, end = 0, counter.lines + 1, -1
-        for place in places:
-            if place < end:
-                continue
-            start = piece.rfind(b"\n", 0, place) + 1
-            end = piece.find(b"\n", place)
-            end = len(piece) if end < 0 else end
-            number += piece.count(b"\n", counted_to, start)
-            counted_to = start
-            # Of a line that a progress bar overwrites, the state that holds the word.
-            begin = max(piece.rfind(b"\r", start, place) + 1, start)
-            stop = piece.find(b"\r", place, end)
-            stop = end if stop < 0 or stop == end - 1 else stop
-            end = stop
-            yield number, piece[begin : min(stop, begin + 4 * LONGEST)]
-        counter.lines += piece.count(b"\n") + (not piece.endswith(b"\n"))
-
-
-def _places(piece: bytes, words: tuple[bytes, ...]) -> set[int]:
-    found = set()
-    for word in words:
-        at = piece.find(word)
-        while at >= 0:
-            found.add(at)
-            line_end = piece.find(b"\n", at)
-            # One place a line is enough for each word.
-            at = piece.find(word, line_end) if line_end >= 0 else -1
-    return found
+    """What a line must hold one of to be looked at."""
+    texts = {shape_of(text.encode()) for one in known for text in one.literals}
+    own = {text for text in texts if not any(word in text for word in TELLING)}
+    return (*TELLING, *ENDING, *sorted(text for text in own if not any(o in text for o in own if o != text)))
 
 
 def _look(found: _Found, number: int, raw: str, known: tuple[Known, ...]) -> None:
     text, rank = clean(raw)
     _follow_summary(found, number, text)
+    if _FALLEN.search(text):
+        found.failed = found.fallen = True
     if ECHO.search(text):
         found.failed = True
         return
+    if HUSH.search(text):
+        return
+    if _ENDED_WELL.search(text):
+        found.ended_well = number
+        return
+    line = LogLine(found.name, number, rank, text)
     if _FAILED.search(text):
         found.failed = True
-    line = LogLine(found.name, number, rank, text)
-    if len(found.errors) < MOST_ERRORS and _ENDS.search(text):
-        found.errors.append(line)
+        found.last_failure = number
+    if _ENDS.search(text):
+        found.last_failure = number
+        if len(found.errors) < MOST_ERRORS:
+            found.errors.append(line)
     if len(found.hits) < MOST_HITS:
         _match(found, line, known)
 
@@ -194,8 +131,11 @@ def _match(found: _Found, line: LogLine, known: tuple[Known, ...]) -> None:
         if one.literals and not any(text in line.text for text in one.literals):
             continue
         match = one.search.search(line.text)
+        if match is None:
+            continue
+        found.last_failure = line.number
         key = (one.code, line.rank, one.where)
-        if match is not None and key not in found.seen:
+        if key not in found.seen:
             found.seen.add(key)
             found.hits.append(LogHit(one.code, line, match.start(), match.end(), one.weak, one.severity, one.where))
 
