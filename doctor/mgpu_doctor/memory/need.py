@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mgpu_doctor.memory.arguments import Arguments, read_arguments
+from mgpu_doctor.memory.host import checkpoint_part
 from mgpu_doctor.memory.inference import context_part, inference_parts
 from mgpu_doctor.memory.loading import Loading, loading_of
 from mgpu_doctor.memory.model_used import model_of
 from mgpu_doctor.memory.sharding import Sharding, sharding_of
+from mgpu_doctor.memory.spread import spread_of
 from mgpu_doctor.memory.training import training_parts
 from mgpu_doctor.memory.weights import Weights, find_weights
 from mgpu_doctor.model.known import Unknown
@@ -66,9 +68,7 @@ def _need(
     if form == "split":
         high = None if context.high is None else context.high * cards
         context = MemoryPart(context.purpose, context.low * cards, high, context.why)
-    from mgpu_doctor.memory.host import checkpoint_part
-
-    checkpoint = checkpoint_part(case, launch, weights, loading, sharding)
+    checkpoint = checkpoint_part(launch, weights, loading, sharding)
     return MemoryNeed(
         model=weights.model,
         origin=weights.origin,
@@ -81,6 +81,7 @@ def _need(
         card=(*card, context),
         host=host if checkpoint is None else (*host, checkpoint),
         uncounted=uncounted,
+        placement=spread_of(case, launch, weights, loading) if form == "split" else None,
     )
 
 

@@ -63,8 +63,8 @@ class Weights:
     embedding: int | None = None
     head: int | None = None
     quantised: str | None = None
-    pickled: bool = False
-    """Whether the files are PyTorch's own (``.bin``)."""
+    config: Mapping[str, object] | None = None
+    """What config.json holds; None with the facts alone."""
 
 
 def dtype_named(text: object) -> tuple[str, int] | None:
@@ -114,6 +114,7 @@ def read_weights(folder: ModelFolder, model: str) -> Weights | Unknown:
         embedding=_count(kept, _EMBEDDING),
         head=_count(kept, _HEAD),
         quantised=quantised,
+        config=folder.config,
     )
 
 
@@ -213,5 +214,5 @@ def _pickled(
         embedding=embedding,
         head=embedding,
         quantised=quantised,
-        pickled=True,
+        config=folder.config,
     )

@@ -86,11 +86,6 @@ class MemoryNeed:
         """Bytes that are enough; None when a part of it has no bound."""
         return _highest(self.card, self.uncounted)
 
-    @property
-    def host_low(self) -> int:
-        """Bytes of host memory that a node surely needs."""
-        return sum(part.low for part in self.host)
-
 
 @dataclass(frozen=True, slots=True)
 class CardRoom:
