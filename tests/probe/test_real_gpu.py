@@ -68,6 +68,7 @@ def test_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(alone.solo_ms, float)
     assert 0 < alone.solo_ms < 1000
     assert {one.state for one in seen.stages} <= {"ok", "skipped"}
+    assert (seen.backend, states(seen)["collective"], seen.sum_measured) == ("nccl", "ok", (1.0,))
     assert seen.notes == ()
     assert {"torch", "cuda", "python"} <= set(seen.versions)
 

@@ -356,10 +356,10 @@ class Measurement:
 
     def _collective(self) -> None:
         began = time.monotonic()
-        formed = [g for g in self.groups if not g.alone and g.complete and len(g.peers) > 1]
+        # A group of one is worth it too: it shows that NCCL can work with this GPU and driver.
+        formed = [group for group in self.groups if not group.alone and group.complete]
         if not formed or not self._stage_ok("group"):
-            why = "no group of several processes formed"
-            self._record("collective", "skipped", began, detail=why)
+            self._record("collective", "skipped", began, detail="no group formed")
             return
         if self.on_gpu and self.backend == "gloo":
             detail = f"{self._backend_of(formed[0])[1]}: there is nothing to measure"
@@ -380,7 +380,7 @@ class Measurement:
         self.expected = world * (world + 1) / 2
         self.sums = tuple(float(answer["measured"]) for answer in answers)
         slowest = max(float(answer["seconds"]) for answer in answers)
-        if slowest > 0 and len(formed) == 1:
+        if slowest > 0 and len(formed) == 1 and world > 1:
             self.bandwidth = float(answers[0]["bytes"]) / slowest * 2 * (world - 1) / world / GIB
         wrong = []
         for formed_group in formed:
@@ -400,6 +400,9 @@ class Measurement:
             self._record("links", "skipped", began, detail="no working group to measure in")
             return
         members = sorted(formed[0].peers, key=lambda peer: peer.rank or 0)
+        if len(members) < 2:
+            self._record("links", "skipped", began, detail="there is one process")
+            return
         if len(members) > MOST_LINKED:
             detail = f"{len(members)} ranks: pairs are measured up to {MOST_LINKED}"
             self._record("links", "skipped", began, detail=detail)
@@ -574,7 +577,7 @@ class Measurement:
             stages=tuple(self.stages),
             sum_expected=not_run if self.expected is None else self.expected,
             sum_measured=not_run if self.sums is None else self.sums,
-            all_reduce_gib_per_s=not_run if self.bandwidth is None else self.bandwidth,
+            all_reduce_gib_per_s=Unknown("it was not measured") if self.bandwidth is None else self.bandwidth,
             links=self.links,
             idle_uuids=self._idle(),
             bad_pairs=self.bad_pairs,

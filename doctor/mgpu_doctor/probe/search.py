@@ -52,7 +52,7 @@ class Search:
     def __init__(self, measurement: Measurement) -> None:
         self.of = measurement
         self.session = measurement.session
-        group = next(g for g in measurement.groups if not g.alone and len(g.peers) > 1)
+        group = next(group for group in measurement.groups if not group.alone)
         self.first = sorted(group.peers, key=lambda peer: peer.rank or 0)
         self.backend = measurement.backend or "gloo"
         self.peers: dict[int, Peer] = {}
@@ -60,7 +60,8 @@ class Search:
 
     def run(self) -> None:
         """Look as long as there is time for it."""
-        if len([g for g in self.of.groups if not g.alone]) > 1 or len(self.first) > MOST_SEARCHED:
+        groups = [group for group in self.of.groups if not group.alone]
+        if len(groups) > 1 or not 1 < len(self.first) <= MOST_SEARCHED:
             return
         self.of.progress("collective: another look")
         try:
