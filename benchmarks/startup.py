@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,8 +21,9 @@ COMMAND = "torchrun --nproc_per_node 2 train.py"
 LIMITS = {"terminal": 2.0, "json": 1.2}
 """Largest ratio of whole-process times to the baseline's."""
 
-_PROGRAM = Path(sys.executable).parent / "mgpu-doctor"
-_EXPLAIN = [str(_PROGRAM), "explain", COMMAND, "--facts", "none"]
+_BESIDE = Path(sys.executable).parent / "mgpu-doctor"
+_PROGRAM = str(_BESIDE) if _BESIDE.exists() else shutil.which("mgpu-doctor") or "mgpu-doctor"
+_EXPLAIN = [_PROGRAM, "explain", COMMAND, "--facts", "none"]
 PROGRAMS = {
     "baseline": [sys.executable, "-c", "import click, rich.console"],
     "terminal": [*_EXPLAIN, "--format", "rich"],

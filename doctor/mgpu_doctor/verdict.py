@@ -70,7 +70,15 @@ def judge(observation: Observation, launch: Launch | None = None) -> Verdict:
         or _on_cpu(observation)
         or _working(observation, launch)
     )
-    return _compared(verdict, observation, launch)
+    return _compared(_with_failure(verdict, observation), observation, launch)
+
+
+def _with_failure(verdict: Verdict, observation: Observation) -> Verdict:
+    """A job that is wrong already by where its processes are may have failed on top of it: both are said."""
+    if verdict.word not in (COPIES, SHARED):
+        return verdict
+    failure = _broken(observation)
+    return verdict if failure is None else replace(verdict, sentence=f"{verdict.sentence}; besides, {failure.sentence}")
 
 
 def _nobody(observation: Observation) -> Verdict | None:

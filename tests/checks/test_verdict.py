@@ -268,3 +268,10 @@ def test_a_spoilt_probe_is_never_multi(other: Observation) -> None:
     bad = tuple(step for step in other.stages if step.state in ("failed", "hung"))
     if bad:
         assert judge(replace(healthy(2), stages=(*stages(), *bad))).word == BROKEN
+
+
+def test_a_shared_card_does_not_hide_a_killed_process() -> None:
+    killed = rank(1, uuid=UUIDS[0], physical_index=0, state="killed", signal="SIGKILL", stage="together")
+    verdict = judge(healthy(2, ranks=(rank(0), killed), stages=stages(together="failed")))
+    assert verdict.word == SHARED
+    assert "it looks like 2 GPUs and is one; besides, rank 1 was killed by SIGKILL" in verdict.sentence

@@ -312,3 +312,18 @@ def test_a_working_directory_that_is_gone_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=gone, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "the working directory does not exist" in done.stderr
+
+
+def test_the_corrected_command_is_the_best_that_was_met(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "acc.yaml").write_text("distributed_type: 'NO'\nnum_processes: 1\n")
+    (tmp_path / "train.py").write_text("")
+    gpus = [{"index": 0, "name": "NVIDIA A100", "uuid": "GPU-1", "memory_gib": 80}]
+    facts = {"gpus": gpus, "packages": {"torch": "2.6.0", "accelerate": "1.7.0"}, "env": {}}
+    (tmp_path / "node.json").write_text(json.dumps(facts))
+    command = "accelerate launch --config_file acc.yaml --num_processes 4 train.py"
+    corrected = json.loads(run("check", "--facts", "node.json", "--format", "json", "--cmd", command).stdout)[
+        "corrected"
+    ]
+    # One process for each GPU would be the next fix, and accelerate refuses --multi_gpu with one process.
+    assert corrected["text"] == "accelerate launch --multi_gpu --config_file acc.yaml --num_processes 4 train.py"
+    assert [finding["slug"] for finding in corrected["remaining"]] == ["more-processes-than-gpus"]

@@ -113,6 +113,7 @@ def find(case: Case) -> Iterator[Finding]:
 
 
 def _short(command: str, most: int = 60) -> str:
+    command = " ".join(command.split())
     return command if len(command) <= most else command[: most - 1].rstrip() + "…"
 
 

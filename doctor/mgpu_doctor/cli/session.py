@@ -141,16 +141,24 @@ def _correct(report: Report, registry: Registry, shared: dict[str, Any]) -> Corr
     One fix at a time: what a launcher refuses changes how the rest of its command line is read, so the
     other fixes are only right once the first has been made.
     """
-    text = report.case.sources[0].text
-    tried = {text}
+    tried = {report.case.sources[0].text}
+    best: Correction | None = None
     for _ in range(_MOST_FIXES):
         fixed = _next_text(report, tried)
         if fixed is None:
             break
-        text = fixed
-        tried.add(text)
-        report = diagnose(Request(**shared, command=text), registry)
-    return Correction(text, report.findings) if len(tried) > 1 else None
+        tried.add(fixed)
+        report = diagnose(Request(**shared, command=fixed), registry)
+        # A fix may lead to a fault of its own: what is shown is the best that was met on the way.
+        if best is None or _badness(report.findings) < _badness(best.remaining):
+            best = Correction(fixed, report.findings)
+    return best
+
+
+def _badness(findings: tuple[Finding, ...]) -> tuple[int, ...]:
+    """Errors first, then warnings, then advice."""
+    severities = [finding.severity.rank for finding in findings]
+    return tuple(severities.count(rank) for rank in range(3))
 
 
 def _next_text(report: Report, tried: set[str]) -> str | None:
