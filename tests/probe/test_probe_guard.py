@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import mgpu_doctor
+from mgpu_doctor.errors import InputError
 from mgpu_doctor.probe import guard
 from mgpu_doctor.probe.session import LONGEST_SOCKET_PATH, MOST_LINES, Session, opened
 from probing import left_of, scratch
@@ -203,6 +204,16 @@ def test_a_long_directory_takes_another_kind_of_line(place: str, monkeypatch: py
         wait_for(session, lambda: bool(session.peers))
         assert session.peers[0].pid == session.pids[1]
     os.rmdir(long)
+
+
+def test_no_room_for_temporary_files_is_said(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = os.path.join(place, "file")
+    Path(file).write_text("")
+    monkeypatch.setattr(tempfile, "tempdir", file)
+    with pytest.raises(InputError, match="cannot be set up in") as caught, opened(TOKEN, 60, cpu=True):
+        pass
+    assert "TMPDIR" in str(caught.value.hint)
+    os.unlink(file)
 
 
 def test_a_stranger_on_the_line_is_not_heard(place: str) -> None:

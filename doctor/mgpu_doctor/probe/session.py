@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mgpu_doctor.errors import InputError
 from mgpu_doctor.probe import guard
 
 MOST_LINES = 400
@@ -98,11 +99,21 @@ class Session:
         self.directory = ""
 
     def open(self) -> None:
-        """Make the directory, the line, and the guard."""
-        self.directory = os.path.realpath(tempfile.mkdtemp(prefix="mgpu-doctor-"))
+        """Make the directory, the line, and the guard.
+
+        Raises:
+            InputError: temporary files cannot be written.
+        """
         try:
+            self.directory = os.path.realpath(tempfile.mkdtemp(prefix="mgpu-doctor-"))
             self._listen()
             self._start_guard()
+        except OSError as error:
+            self.close()
+            raise InputError(
+                f"the probe cannot be set up in {tempfile.gettempdir()}: {error.strerror or error}",
+                hint="name a directory with room in it: TMPDIR=/path mgpu-doctor probe",
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -125,10 +136,8 @@ class Session:
     def _listen(self) -> None:
         path = os.path.join(self.directory, "line")
         address: object = path
-        if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
-            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._listener.bind(path)
-        else:
+        self._listener = _unix_listener(path)
+        if self._listener is None:
             self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             self._listener.bind(("127.0.0.1", 0))
             address = self._listener.getsockname()
@@ -188,7 +197,8 @@ class Session:
         if self._listener is not None:
             self._listener.close()
         self._selector.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self.directory:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def _end_guard(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
@@ -349,6 +359,19 @@ def opened(token: str, seconds: float, *, cpu: bool) -> Iterator[Session]:
         yield session
     finally:
         session.close()
+
+
+def _unix_listener(path: str) -> socket.socket | None:
+    """A socket in the file system; None where the path is too long, or the file system has no sockets."""
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        return None
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+    except OSError:
+        listener.close()
+        return None
+    return listener
 
 
 def _take(stream: Any) -> bytes | None:
