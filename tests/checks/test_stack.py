@@ -161,14 +161,49 @@ def test_the_fix_of_a_cpu_build_fits_driver_and_cards() -> None:
         return finding.fix.commands
 
     index = "--index-url https://download.pytorch.org/whl"
-    assert command_for("2.4.1+cpu", "550.54.15") == (f"pip install --force-reinstall torch==2.4.1 {index}/cu124",)
-    assert command_for("2.4.1+cpu", "470.57.02") == (f"pip install --force-reinstall torch==2.4.1 {index}/cu118",)
-    assert command_for("2.13.0+cpu", "570.133.20") == (f"pip install --force-reinstall torch==2.13.0 {index}/cu129",)
-    assert command_for("2.13.0+cpu", "580.95.05", "6.1") == (
-        f"pip install --force-reinstall torch==2.13.0 {index}/cu126",
-    )
+    assert command_for("2.4.1+cpu", "550.54.15") == (f'pip install "torch==2.4.1+cu124" {index}/cu124',)
+    assert command_for("2.4.1+cpu", "470.57.02") == (f'pip install "torch==2.4.1+cu118" {index}/cu118',)
+    assert command_for("2.13.0+cpu", "570.133.20") == (f'pip install "torch==2.13.0+cu129" {index}/cu129',)
+    assert command_for("2.13.0+cpu", "580.95.05", "6.1") == (f'pip install "torch==2.13.0+cu126" {index}/cu126',)
     assert command_for("2.4.1+cpu", "550.54.15", "12.0") == ()
     assert command_for("2.4.1+cpu", "390.46") == ()
+    assert command_for("2.7.0.dev20250310+cpu", "570.133.20") == ()  # an index of releases does not hold nightlies
+
+
+def test_a_card_too_new_for_a_release_gets_the_first_later_one() -> None:
+    def command_for(torch: str, driver: str, capability: str) -> tuple[str, ...]:
+        gpus = [{"index": 0, "name": "NVIDIA", "compute_capability": capability}]
+        cuda = torch.partition("+cu")[2]
+        facts = {"packages": {"torch": torch}, "torch_cuda": f"{cuda[:-1]}.{cuda[-1]}", "driver": driver, "gpus": gpus}
+        (finding,) = found(gpu_arch_unsupported, None, facts=facts)
+        assert finding.fix is not None
+        return finding.fix.commands
+
+    index = "--index-url https://download.pytorch.org/whl"
+    assert command_for("2.6.0+cu124", "570.133.20", "12.0") == (f'pip install "torch==2.7.*" {index}/cu128',)
+    assert command_for("2.7.1+cu128", "570.133.20", "7.0") == (f'pip install "torch==2.7.1+cu126" {index}/cu126',)
+    assert command_for("2.9.0+cu130", "580.95.05", "7.0") == (f'pip install "torch==2.9.0+cu128" {index}/cu128',)
+    assert command_for("2.6.0+cu124", "570.133.20", "3.5") == ()
+
+
+@pytest.mark.parametrize(
+    ("torch", "platform", "conda", "cuda"),
+    [
+        ("2.6.0", "Linux-6.8.0-x86_64", {}, "12.4"),
+        ("2.6.0", NOT_LOOKED, NOT_LOOKED, "12.4"),
+        ("2.6.0+cpu", "Linux-6.8.0-x86_64", {}, None),
+        ("2.6.0", "Windows-11-10.0.26100", {}, NOT_LOOKED),
+        ("2.6.0", "Linux-6.8.0-aarch64", {}, NOT_LOOKED),
+        ("2.6.0", "Linux-6.8.0-x86_64", {"pytorch": "2.6.0=x"}, NOT_LOOKED),
+        ("2.6.0a0+df5bbc0", "Linux-6.8.0-x86_64", {}, NOT_LOOKED),
+    ],
+)
+def test_the_runtime_that_pip_installed_tells_the_cuda_of_its_wheel(
+    torch: str, platform: str | Unknown, conda: dict[str, str] | Unknown, cuda: str | Unknown | None
+) -> None:
+    packages = {"torch": torch, "nvidia-cuda-runtime-cu12": "12.4.127"}
+    told = torch_cuda(case_of(Facts("facts.json", packages=packages, platform=platform, conda=conda)))
+    assert isinstance(told, Unknown) if isinstance(cuda, Unknown) else told == cuda
 
 
 # The driver

@@ -166,8 +166,8 @@ def torch_cuda(case: Case) -> str | Unknown | None:
 
     From the build itself where it was read, else from the local part of its version (``+cu124``, ``+cpu``; torch
     2.4.1's wheels of download.pytorch.org), else from conda's build string (``py3.8_cpu_0``,
-    ``py3.10_cuda12.1_cudnn8.9.2_0``, conda-forge's ``cuda118_py310h…`` and ``cpu_mkl_py310h…``). A build for other
-    accelerators is Unknown.
+    ``py3.10_cuda12.1_cudnn8.9.2_0``, conda-forge's ``cuda118_py310h…`` and ``cpu_mkl_py310h…``), else from the CUDA
+    runtime that PyPI's wheel brings along. A build for other accelerators is Unknown.
     """
     facts = case.facts
     installed = facts.package_version("torch")
@@ -184,7 +184,35 @@ def torch_cuda(case: Case) -> str | Unknown | None:
     build = _conda_build(case)
     if build is not None:
         return _cuda_of_build(build)
-    return facts.torch_cuda
+    return facts.torch_cuda if local else runtime_package(case) or facts.torch_cuda
+
+
+def runtime_package(case: Case) -> str | None:
+    """The CUDA version of the runtime that pip installed for PyPI's torch; None when that does not tell.
+
+    PyPI's wheels for Linux on x86-64 have no local version; they pin NVIDIA's packages of one CUDA release:
+    ``nvidia-cuda-runtime-cu12==12.4.127`` (metadata of torch 2.6.0 and 2.9.1).
+    """
+    packages = case.facts.packages
+    if isinstance(packages, Unknown) or _conda_build(case) is not None or not _is_linux(case) or is_arm(case):
+        return None
+    found = {
+        name: packages[name] for name in ("nvidia-cuda-runtime-cu11", "nvidia-cuda-runtime-cu12") if name in packages
+    }
+    if len(found) != 1:
+        return None
+    return ".".join(next(iter(found.values())).split(".")[:2])
+
+
+def is_arm(case: Case) -> bool:
+    """Whether the machine is an ARM one, as far as its platform tells."""
+    machine = case.facts.platform
+    return isinstance(machine, str) and ("aarch64" in machine.lower() or "arm64" in machine.lower())
+
+
+def _is_linux(case: Case) -> bool:
+    machine = case.facts.platform
+    return isinstance(machine, Unknown) or machine.lower().startswith("linux")
 
 
 def _conda_build(case: Case) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mgpu_checks.stack import failing, shown_gpus, torch_cuda, users, version
-from mgpu_checks.stack.torch_builds import built_archs, install_command, runs
+from mgpu_checks.stack.torch_builds import built_archs, install_command, newer_command, runs
 from mgpu_doctor.authoring import Case, Example, Finding, Fix, Reference, Rule, Severity, Signature, Unknown, report
 
 _RTX_5090 = {"gpus": [{"index": 0, "name": "NVIDIA GeForce RTX 5090", "compute_capability": "12.0"}]}
@@ -13,6 +13,7 @@ _H100 = {"gpus": [{"index": 0, "name": "NVIDIA H100 80GB HBM3", "compute_capabil
 _P100 = {"gpus": [{"index": 0, "name": "Tesla P100-PCIE-16GB", "compute_capability": "6.0"}]}
 _CU130 = {"packages": {"torch": "2.13.0+cu130"}, "torch_cuda": "13.0", "driver": "580.95.05"}
 _CU124 = {"packages": {"torch": "2.5.1+cu124"}, "torch_cuda": "12.4"}
+_CU128 = {"torch_cuda": "12.8", "driver": "570.124.06"}
 _ON_GPU = {"train.py": 'import torch\n\nmodel = torch.nn.Linear(8, 8).to("cuda")\n'}
 
 RULE = Rule(
@@ -36,6 +37,26 @@ RULE = Rule(
             facts={**_H100, "packages": {"torch": "2.0.1+cu117"}, "torch_cuda": "11.7"},
         ),
         Example("an old card and a new torch", facts={**_P100, **_CU130}),
+        Example(
+            "PyPI's wheel, by what it brings along",
+            "python train.py",
+            files=_ON_GPU,
+            facts={
+                **_RTX_5090,
+                "packages": {"torch": "2.6.0", "nvidia-cuda-runtime-cu12": "12.4.127"},
+                "torch_cuda": "12.4",
+            },
+        ),
+        Example(
+            "a Volta card and the CUDA 12.8 of torch 2.7",
+            facts={"gpus": [{"index": 0, "compute_capability": "7.0"}], "packages": {"torch": "2.7.0+cu128"}, **_CU128},
+        ),
+        Example(
+            "a Pascal card and CUDA 12.8",
+            "python train.py",
+            files=_ON_GPU,
+            facts={**_P100, "packages": {"torch": "2.8.0+cu128"}, **_CU128},
+        ),
         Example("by the build's own list", facts={**_H100, "torch_archs": ["sm_80", "sm_86"]}),
     ),
     good=(
@@ -55,6 +76,17 @@ RULE = Rule(
             },
         ),
         Example(
+            "a Volta card and the CUDA 12.8 of torch 2.8",
+            facts={"gpus": [{"index": 0, "compute_capability": "7.0"}], "packages": {"torch": "2.8.0+cu128"}, **_CU128},
+        ),
+        Example(
+            "a Pascal card and CUDA 12.6",
+            facts={**_P100, "packages": {"torch": "2.9.1+cu126"}, "torch_cuda": "12.6"},
+        ),
+        Example(
+            "a nightly", facts={**_RTX_5090, "packages": {"torch": "2.7.0.dev20250310+cu126"}, "torch_cuda": "12.6"}
+        ),
+        Example(
             "a build whose list is not known",
             facts={**_RTX_5090, "packages": {"torch": "2.6.0"}, "torch_cuda": "12.4"},
         ),
@@ -66,8 +98,12 @@ RULE = Rule(
             "TORCH_CUDA_ARCH_LIST of the wheels for each CUDA version; none has PTX",
         ),
         Reference(
-            "pytorch commit 00c7a380, .ci/manywheel/build_cuda.sh, and torch 2.13.0, cuda/__init__.py",
-            "the wheels for CUDA 12.8, 12.9 and 13.0 hold sm_100 and sm_120, that for 12.6 does not",
+            "pytorch v2.6.0 … v2.11.0, .ci/manywheel/build_cuda.sh; commit 00c7a380; RELEASE.md, CUDA Support Matrix",
+            "12.6 holds 5.0 to 9.0; 12.8 holds 7.5 (2.8 to 2.10: 7.0) to 12.0; 13.0 holds 7.5 to 12.0",
+        ),
+        Reference(
+            "torch 2.7.0+cu128, 2.10.0+cu128, 2.11.0+cu126 and 2.11.0+cu128 (pytorch issue 182250)",
+            "torch.cuda.get_arch_list() agrees with the build script",
         ),
         Reference("torch 2.13.0, cuda/__init__.py PYTORCH_RELEASES_CODE_CC", "architectures of the wheels of 2.13"),
         Reference(
@@ -116,7 +152,7 @@ def find(case: Case) -> Iterator[Finding]:
         gpus = failing(case, launch, lambda capability: not runs(archs, capability))
         if not gpus:
             continue
-        install = install_command(case, torch, gpus)
+        install = install_command(case, torch, gpus) or newer_command(case, torch, gpus)
         newest = any(
             not isinstance(gpu.compute_capability, Unknown) and gpu.compute_capability[0] >= 10 for gpu in gpus
         )

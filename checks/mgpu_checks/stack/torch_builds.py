@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mgpu_checks.stack import known_driver, numbers
+from mgpu_checks.stack import is_arm, known_driver, numbers, runtime_package
 from mgpu_doctor.authoring import Case, Gpu, Unknown
 
 MINIMUM_DRIVER: dict[tuple[int, ...], tuple[int, ...]] = {
@@ -26,22 +26,32 @@ _EARLY = (37, 50, 60, 70)
 _AMPERE = (*_EARLY, 75, 80, 86)
 _HOPPER = (50, 60, 70, 75, 80, 86, 90)
 _BLACKWELL = (75, 80, 86, 90, 100, 120)
+_VOLTA_TO_BLACKWELL = (70, *_BLACKWELL)
 
 WHEEL_ARCHS: dict[tuple[str, str], tuple[int, ...]] = {
     **dict.fromkeys([("1.11", "10.2"), ("1.12", "10.2")], _EARLY),
     **dict.fromkeys([("1.11", "11.3"), ("1.11", "11.5"), ("1.12", "11.3"), ("1.12", "11.6")], _AMPERE),
     **dict.fromkeys([("1.13", "11.6"), ("1.13", "11.7"), ("2.0", "11.7")], _AMPERE),
-    **dict.fromkeys([(f"2.{minor}", "11.8") for minor in range(6)], (*_AMPERE, 90)),
+    **dict.fromkeys([(f"2.{minor}", "11.8") for minor in range(7)], (*_AMPERE, 90)),
     **dict.fromkeys([(f"2.{minor}", "12.1") for minor in range(1, 6)], _HOPPER),
-    **dict.fromkeys([("2.4", "12.4"), ("2.5", "12.4")], _HOPPER),
-    ("2.13", "12.6"): _HOPPER,
+    **dict.fromkeys([(f"2.{minor}", "12.4") for minor in range(4, 7)], _HOPPER),
+    **dict.fromkeys([(f"2.{minor}", "12.6") for minor in (*range(6, 12), 13)], _HOPPER),
+    **dict.fromkeys([(f"2.{minor}", "12.8") for minor in range(8, 11)], _VOLTA_TO_BLACKWELL),
+    ("2.8", "12.9"): _VOLTA_TO_BLACKWELL,
+    **dict.fromkeys([("2.7", "12.8"), ("2.11", "12.8")], _BLACKWELL),
+    **dict.fromkeys([("2.9", "13.0"), ("2.10", "13.0"), ("2.11", "13.0")], _BLACKWELL),
     **dict.fromkeys([("2.13", "12.9"), ("2.13", "13.0"), ("2.13", "13.2")], _BLACKWELL),
 }
 """Architectures of download.pytorch.org's wheels for x86-64 (``torch 2.4.1+cu121``), by release and CUDA version.
 
-pytorch/builder, manywheel/build_cuda.sh of each release branch (no PTX in any); for 2.13 torch 2.13.0,
-cuda/__init__.py PYTORCH_RELEASES_CODE_CC. The wheels for Windows add 6.1, which changes no answer here.
+Up to 2.5 pytorch/builder, manywheel/build_cuda.sh of each release branch; then pytorch, .ci/manywheel/build_cuda.sh at
+v2.6.0 … v2.11.0, RELEASE.md's support matrix, and the lists in the libtorch_python.so of 2.6.0+cu124 and 2.9.1+cu128;
+for 2.13 torch 2.13.0, cuda/__init__.py PYTORCH_RELEASES_CODE_CC. What was not looked at is absent. The wheels for
+Windows add 6.1, which changes no answer here.
 """
+
+WITH_PTX = frozenset({("2.7", "12.8"), ("2.8", "12.9"), ("2.9", "13.0"), ("2.10", "13.0")})
+"""Those of them that hold PTX for 12.0 as well (``12.0+PTX``), which newer GPUs can translate; the others hold none."""
 
 
 def minimum_driver(cuda: str) -> tuple[int, ...] | None:
@@ -65,13 +75,24 @@ def built_archs(case: Case, torch: str, cuda: str) -> tuple[str, ...] | Unknown:
     known = case.facts.torch_archs
     if not isinstance(known, Unknown):
         return known or Unknown("torch's list of architectures is empty")
-    is_wheel = torch.partition("+")[2] == _tag(cuda)
-    listed = WHEEL_ARCHS.get((_release(torch), cuda)) if is_wheel and not _is_arm(case) else None
-    return _spelt(listed) if listed else known
+    listed = _listed(_release(torch), cuda) if _is_wheel(case, torch, cuda) and not is_arm(case) else ()
+    return listed or known
 
 
-def _spelt(archs: tuple[int, ...]) -> tuple[str, ...]:
-    return tuple(f"sm_{number}" for number in archs)
+def _is_wheel(case: Case, torch: str, cuda: str) -> bool:
+    """Whether this torch is surely a published wheel: by its tag, or by the CUDA runtime that it brings along."""
+    public, _, local = torch.partition("+")
+    return is_release(public) and (local == _tag(cuda) or (not local and runtime_package(case) == cuda))
+
+
+def is_release(public: str) -> bool:
+    """Whether a version is a release: nightlies and NVIDIA's containers (``2.1.0a0``) are built in other ways."""
+    return re.fullmatch(r"\d+(?:\.\d+)*(?:\.post\d+)?", public) is not None
+
+
+def _listed(release: str, cuda: str) -> tuple[str, ...]:
+    archs = tuple(f"sm_{number}" for number in WHEEL_ARCHS.get((release, cuda), ()))
+    return (*archs, "compute_120") if (release, cuda) in WITH_PTX else archs
 
 
 def _tag(cuda: str) -> str:
@@ -80,11 +101,6 @@ def _tag(cuda: str) -> str:
 
 def _release(torch: str) -> str:
     return ".".join(str(part) for part in numbers(torch)[:2])
-
-
-def _is_arm(case: Case) -> bool:
-    machine = case.facts.platform
-    return isinstance(machine, str) and ("aarch64" in machine.lower() or "arm64" in machine.lower())
 
 
 def runs(archs: tuple[str, ...], capability: tuple[int, int]) -> bool:
@@ -112,17 +128,37 @@ def _code_runs(arch: str, capability: tuple[int, int]) -> bool:
 
 def install_command(case: Case, torch: str, gpus: tuple[Gpu, ...]) -> str | None:
     """The pip command for the same torch with the newest CUDA that driver and GPUs run; None when no table tells."""
-    driver = known_driver(case)
-    if driver is None or _is_arm(case):
+    public = torch.partition("+")[0]
+    if not is_release(public):
         return None
-    needed = [gpu.compute_capability for gpu in gpus]
-    offered = [
-        (numbers(cuda), cuda, archs) for (release, cuda), archs in WHEEL_ARCHS.items() if release == _release(torch)
-    ]
-    for _, cuda, archs in sorted(offered, reverse=True):
-        suits = all(not isinstance(wanted, Unknown) and runs(_spelt(archs), wanted) for wanted in needed)
-        if suits and runs_on_driver(cuda, driver):
-            public = torch.partition("+")[0]
-            index = f"https://download.pytorch.org/whl/{_tag(cuda)}"
-            return f"pip install --force-reinstall torch=={public} --index-url {index}"
+    cuda = _newest_suitable(case, _release(torch), gpus)
+    return None if cuda is None else _pip(f"{public}+{_tag(cuda)}", cuda)
+
+
+def newer_command(case: Case, torch: str, gpus: tuple[Gpu, ...]) -> str | None:
+    """The pip command for the first later release with a build that driver and GPUs run; None when no table tells."""
+    own = numbers(torch)[:2]
+    for release in sorted({numbers(release) for release, _ in WHEEL_ARCHS}):
+        text = ".".join(map(str, release))
+        cuda = _newest_suitable(case, text, gpus) if release > own else None
+        if cuda is not None:
+            return _pip(f"{text}.*", cuda)
     return None
+
+
+def _newest_suitable(case: Case, release: str, gpus: tuple[Gpu, ...]) -> str | None:
+    driver = known_driver(case)
+    if driver is None or is_arm(case):
+        return None
+    offered = sorted(((numbers(cuda), cuda) for name, cuda in WHEEL_ARCHS if name == release), reverse=True)
+    for _, cuda in offered:
+        archs = _listed(release, cuda)
+        needed = [gpu.compute_capability for gpu in gpus]
+        suits = all(not isinstance(wanted, Unknown) and runs(archs, wanted) for wanted in needed)
+        if suits and runs_on_driver(cuda, driver):
+            return cuda
+    return None
+
+
+def _pip(version: str, cuda: str) -> str:
+    return f'pip install "torch=={version}" --index-url https://download.pytorch.org/whl/{_tag(cuda)}'
