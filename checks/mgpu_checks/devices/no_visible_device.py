@@ -107,6 +107,11 @@ RULE = Rule(
             "deepspeed 0.16.9 and 0.19.8, launcher/runner.py main()",
             "RuntimeError: Unable to proceed, no GPU resources available",
         ),
+        Signature(
+            r"^ValueError: Cuda is not available\.$",
+            "torch 1.13.1 to 2.13.0, distributed/run.py, --nproc-per-node gpu",
+            "ValueError: Cuda is not available.",
+        ),
     ),
 )
 

@@ -71,6 +71,11 @@ RULE = Rule(
             "CUDA 12.8, cudaGetErrorString(cudaErrorDevicesUnavailable)",
             "RuntimeError: CUDA error: CUDA-capable device(s) is/are busy or unavailable",
         ),
+        Signature(
+            r"all CUDA-capable devices are busy or unavailable",
+            "CUDA 9 to 11.2 runtime, cudaErrorDevicesUnavailable",
+            "RuntimeError: CUDA error: all CUDA-capable devices are busy or unavailable",
+        ),
     ),
 )
 

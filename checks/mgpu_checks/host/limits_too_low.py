@@ -87,6 +87,11 @@ RULE = Rule(
             "Python 3.11, multiprocessing/reduction.py recvfds(), at the limit of open files",
             "RuntimeError: received 0 items of ancdata",
         ),
+        Signature(
+            r"pthread_create failed for thread \d+ of \d+: Resource temporarily unavailable",
+            "OpenBLAS 0.3.26, blas_server.c, at the limit of processes",
+            "OpenBLAS blas_thread_init: pthread_create failed for thread 31 of 64: Resource temporarily unavailable",
+        ),
     ),
 )
 

@@ -196,6 +196,11 @@ RULE = Rule(
             'Please set `NCCL_P2P_DISABLE="1"` and `NCCL_IB_DISABLE="1" or use `accelerate launch` which will do this '
             "automatically.",
         ),
+        Signature(
+            r"peer access is not supported between these two devices|peer mapping resources exhausted",
+            "CUDA 11.7 runtime, cudaErrorPeerAccessUnsupported and cudaErrorTooManyPeers",
+            "RuntimeError: CUDA error: peer access is not supported between these two devices",
+        ),
     ),
 )
 

@@ -96,6 +96,12 @@ RULE = Rule(
             "ConnectionError: Couldn't reach https://raw.githubusercontent.com/huggingface/datasets/1.2.1/dataset"
             "s/race/race.py",
         ),
+        Signature(
+            r"^httpx\.Connect(?:Error|Timeout)\b",
+            "httpx 0.28.1 under huggingface_hub 1.33.0, or in another client",
+            "httpx.ConnectError: [Errno -3] Temporary failure in name resolution",
+            weak=True,
+        ),
     ),
     seen=("log",),
 )

@@ -225,6 +225,11 @@ RULE = Rule(
             "size mismatch for model.embed_tokens.weight: copying a param with shape torch.Size([0]) from "
             "checkpoint, the shape in current model is torch.Size([32002, 4096]).",
         ),
+        Signature(
+            r"UnpicklingError: invalid load key, '[v<]'",
+            "torch 2.13.0, torch.load() of a git-lfs pointer ('version …') or of a page ('<html>')",
+            "_pickle.UnpicklingError: invalid load key, 'v'.",
+        ),
     ),
 )
 

@@ -188,6 +188,16 @@ RULE = Rule(
             "train.py: error: unrecognized arguments: --epoch 3",
             weak=True,
         ),
+        Signature(
+            r"ValueError: remaining_argv: \[",
+            "ms-swift 2.4.2 to 3.9.0, utils/run_utils.py and llm/base.py",
+            "ValueError: remaining_argv: ['--lora_target_modules', 'ALL']",
+        ),
+        Signature(
+            r"Could not override '[^']+'\.",
+            "hydra-core 1.3.2, _internal/config_loader_impl.py",
+            "Could not override 'trainer.n_gpu'.",
+        ),
     ),
 )
 

@@ -109,6 +109,11 @@ RULE = Rule(
             "Open MPI 4.1, orte/mca/rmaps; horovod 0.19.5, run/gloo_run.py (horovod/horovod issues 978 and 2090)",
             "There are not enough slots available in the system to satisfy the 2 slots",
         ),
+        Signature(
+            r"Num nodes is >1 but no extra nodes available via hostfile",
+            "deepspeed 0.16.9 and 0.19.8, launcher/runner.py main()",
+            "ValueError: Num nodes is >1 but no extra nodes available via hostfile",
+        ),
     ),
 )
 

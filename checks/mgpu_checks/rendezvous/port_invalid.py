@@ -74,6 +74,9 @@ RULE = Rule(
             "RuntimeError: The server socket has failed to listen on any local network address. The server socket has "
             "failed to bind to [::]:1 (errno: 13 - Permission denied).",
         ),
+        Signature(
+            r"port must be 0-65535", "Python 3.11, socket.bind()", "OverflowError: bind(): port must be 0-65535."
+        ),
     ),
 )
 

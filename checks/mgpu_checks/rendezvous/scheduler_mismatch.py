@@ -92,6 +92,13 @@ RULE = Rule(
             "Slurm 19.05 to 23.11, srun with the sentences of slurm_errno.c",
             "srun: error: Unable to create step for job 881: More processors requested than permitted",
         ),
+        Signature(
+            r"You set `--ntasks=\d+` in your SLURM bash script|number of (?:tasks per node|nodes) configured in "
+            r"SLURM `[^`]+` does not match",
+            "lightning-fabric 2.5.0, plugins/environments/slurm.py",
+            "ValueError: You set `devices=8` in Lightning, but the number of tasks per node configured in SLURM "
+            "`--ntasks-per-node=1` does not match. HINT: Set `devices=1`.",
+        ),
     ),
 )
 

@@ -60,6 +60,17 @@ RULE = Rule(
             "RuntimeError: Using hostfile at hostfile but host=192.168.3.100 was not reachable via ssh. If you "
             "are running with a single node please remove hostfile or setup passwordless ssh.",
         ),
+        Signature(
+            r"^pdsh@\S+: \S+: (?:mcmd: )?connect(?: failed)?: ",
+            "pdsh 2.34 with its rsh or mrsh module where ssh is meant (PDSH_RCMD_TYPE)",
+            "pdsh@node0: node1: connect: Connection refused",
+        ),
+        Signature(
+            r"ORTE was unable to reliably start one or more daemons|PRTE has lost communication with a remote daemon",
+            "Open MPI 4.1 and 5.0, mpirun over ssh",
+            "ORTE was unable to reliably start one or more daemons.",
+            weak=True,
+        ),
     ),
     seen=("log",),
 )

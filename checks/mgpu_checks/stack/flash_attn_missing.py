@@ -116,6 +116,11 @@ RULE = Rule(
             "https://huggingface.co/docs/transformers/perf_infer_gpu_one#flashattention-2 to install Flash "
             "Attention 2.",
         ),
+        Signature(
+            r"^ModuleNotFoundError: No module named 'flash_attn'",
+            "Python 3.11, a program that imports flash_attn itself",
+            "ModuleNotFoundError: No module named 'flash_attn'",
+        ),
     ),
 )
 

@@ -291,6 +291,23 @@ RULE = Rule(
             "(/opt/env/lib/python3.11/site-packages/transformers/utils/import_utils.py)",
             weak=True,
         ),
+        Signature(
+            r"but Transformers does not recognize this architecture",
+            "transformers 4.37.2 to 5.23.0, models/auto/configuration_auto.py: a model newer than the release",
+            "ValueError: The checkpoint you are trying to load has model type `qwen3` but Transformers does not "
+            "recognize this architecture.",
+        ),
+        Signature(
+            r"CONFIG_MAPPING\[config_dict\[.model_type.\]\]",
+            "transformers 4.28.1 to 4.36.2, models/auto/configuration_auto.py, the last line before KeyError",
+            '    config_class = CONFIG_MAPPING[config_dict["model_type"]]',
+            weak=True,
+        ),
+        Signature(
+            r"PyTorch and torchvision were compiled with different CUDA major versions",
+            "torchvision 0.21.0 and 0.24.1, extension.py",
+            "RuntimeError: Detected that PyTorch and torchvision were compiled with different CUDA major versions.",
+        ),
     ),
 )
 

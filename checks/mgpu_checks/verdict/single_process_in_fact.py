@@ -16,6 +16,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     observed,
     report,
 )
@@ -66,6 +67,14 @@ RULE = Rule(
     ),
     fix="Find what turned the launch into one process: visible GPUs, the configuration file, the place of the options",
     seen=("run",),
+    signatures=(
+        Signature(
+            r"^Distributed environment: (?:DistributedType\.)?NO\b",
+            "accelerate 0.20.3 to 1.15.0, state.py PartialState.__repr__()",
+            "Distributed environment: NO",
+            severity=Severity.ADVICE,
+        ),
+    ),
 )
 
 

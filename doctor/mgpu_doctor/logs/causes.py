@@ -23,6 +23,7 @@ ECHO = pattern(
     r"|exitcode *: -15 |\(exitcode: -15\)|Signal 15 \(SIGTERM\) received|died, exit code: -15"
     r"|ncclRemoteError|terminate called after throwing an instance of 'c10::DistBackendError'"
     r"|To prevent data inconsistency, we are taking the entire process down"
+    r"|^(?:[\w.]+\.)?\w+Error: .*(?:[Cc]onnection (?:closed|reset) by (?:remote )?peer|Broken pipe)"
     r"|got error: (?:Connection reset by peer|Broken pipe|failed to recv)"
 )
 """What the others print, and the launcher, when one rank has failed."""

@@ -19,18 +19,20 @@ MOST_REMEMBERED = 256
 
 _ENDS = pattern(
     r"^(?:[\w.]+\.)?(?:[A-Z]\w*(?:Error|Exception|Failure|OutOfMemory|Timeout)|Exception|Error)"
-    r"(?:: (?!-?[\d.]+%?$).*|:?)$"
+    r"(?:: (?!-?[\d.]+%?$).*|:?)$|^(?:[a-z_]\w*\.)+[A-Z][a-zA-Z]+: \S"
     r"|^(?:\S+: ){0,2}error: (?!-?[\d.]+\b)|^Fatal Python error\b|^terminate called"
     r"|^(?:\S+: line \d+: +\d+ )?(?:Segmentation fault|Aborted|Bus error|Illegal instruction)\b"
     r"|^(?:\S+: )?line \d+: .*(?:command not found|No such file|Killed|syntax error|Permission denied)"
     r"|^(?:bash|sh|/\S+): .*(?:not found|No such file|Permission denied)"
     r"|\bterminated with exception: |EngineCore failed to start"
+    r"|^mpirun has detected an attempt to run as root"
 )
 """A line that ends a failure: an exception with its message, a shell's or an argument parser's refusal."""
 
 _FAILED = pattern(
     r"^Traceback \(most recent call last\)|slurmstepd: error|srun: error|oom-kill"
-    r"|The actor (?:died|is dead)|Worker exit type: SYSTEM_ERROR|\bdied, exit code: -\d|\*\*\* Process received signal \*\*\*"
+    r"|The actor (?:died|is dead)|Worker exit type: SYSTEM_ERROR|\bdied, exit code: -\d"
+    r"|\*\*\* Process received signal \*\*\*|ORTE was unable to reliably start"
 )
 """A line that shows that a run failed without saying why."""
 
