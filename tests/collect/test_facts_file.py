@@ -181,6 +181,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ("topology", {"GPU1-GPU0": "NV4", "0-2": "SYS"}, {"0-1": "NV4", "0-2": "SYS"}),
         ("peer_access", {"0-1": False, "2-1": True}, {"0-1": "not supported", "1-2": "ok"}),
         ("nccl_libraries", ["/a/libnccl.so.2"], {"/a/libnccl.so.2": ""}),
+        ("nccl_libraries", ["/a/libnccl.so.2.17.1"], {"/a/libnccl.so.2.17.1": "2.17.1"}),
         ("scheduler", None, None),
         ("driver_module", None, None),
         ("torch_nccl", None, None),

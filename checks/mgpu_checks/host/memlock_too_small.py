@@ -51,6 +51,7 @@ RULE = Rule(
         Example("InfiniBand is not used", f"NCCL_IB_DISABLE=1 {_TWO}", facts=_NODE),
         Example("root may lock all it wants", facts={**_NODE, "env": {"USER": "root"}, "container": None}),
         Example("large enough", facts={**_NODE, "limits": {"memlock_kib": 65805012}}),
+        Example("a login node without GPUs", facts={**_NODE, "gpus": []}),
         Example("not known", _TWO, facts={"infiniband": {"mlx5_0": "ACTIVE"}}),
     ),
     sources=(
@@ -92,7 +93,7 @@ def find(case: Case) -> Iterator[Finding]:
 
 def _judge(case: Case, launch: Launch | None, place: Location | None) -> Iterator[Finding]:
     devices = case.facts.infiniband
-    if not isinstance(devices, Unknown) and not devices:
+    if (not isinstance(devices, Unknown) and not devices) or (launch is None and not case.facts.gpus):
         return
     devices = case.require(devices)
     active = sorted(name for name, state in devices.items() if state == "ACTIVE")

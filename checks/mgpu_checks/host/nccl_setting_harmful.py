@@ -19,6 +19,7 @@ from mgpu_doctor.authoring import (
     Unknown,
     Variable,
     dataclass,
+    is_before,
     report,
 )
 
@@ -64,6 +65,14 @@ RULE = Rule(
             facts=None,
         ),
         Example("an allocator's option without its colon", "PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb=128 python t.py"),
+        Example(
+            "an allocator's option that this torch does not know",
+            "python t.py",
+            facts={
+                "packages": {"torch": "2.0.1+cu118"},
+                "env": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
+            },
+        ),
         Example(
             "every collective is checked",
             "torchrun --nproc_per_node 8 t.py",
@@ -123,6 +132,10 @@ RULE = Rule(
         Reference(
             "torch 2.13.0 documentation, distributed, TORCH_DISTRIBUTED_DEBUG",
             "DETAIL may impact the performance and should only be used when debugging",
+        ),
+        Reference(
+            "torch 2.0.1+cu117 and 2.5.1+cu124, libc10_cuda.so; pytorch pull request 99933 and issue 123505",
+            "expandable_segments came between 2.0 and 2.1; before, `Unrecognized CachingAllocator option`",
         ),
         Reference(
             "torch 2.13.0, PYTORCH_CUDA_ALLOC_CONF",
@@ -244,6 +257,9 @@ def _allocator(name: str) -> Callable[[Scene], str | None]:
         if wrong is not None:
             return f"option and value are joined by a colon ({wrong.group(1)}:…); torch stops at the first use of a GPU"
         wrong = re.search(r"\bexpandable_segments\s*:\s*(\w+)", text)
+        torch = scene.case.facts.package_version("torch")
+        if wrong is not None and isinstance(torch, str) and is_before(torch, 2, 1):
+            return f"torch {torch} does not know expandable_segments (2.1 does) and stops at the first use of a GPU"
         if wrong is not None and wrong.group(1) not in {"True", "False"}:
             return f"torch takes True or False there, not `{wrong.group(1)}`, and stops with a ValueError"
         return None

@@ -33,7 +33,7 @@ from mgpu_doctor.authoring import (
     report,
 )
 
-DEFAULT_GIB = 0.0626
+DEFAULT_GIB = 0.0645
 """A little above 64 MiB, what Docker, Podman and Kubernetes give a container that asks for nothing else."""
 TINY_GIB = 0.06
 NEEDED = "1g"
@@ -56,6 +56,7 @@ RULE = Rule(
         Example("a pod with 16 MB", "torchrun --nproc_per_node 8 train.py", facts={**_INSIDE, "shm_gib": 0.0156}),
         Example("docker's default, seen inside", "torchrun --nproc_per_node 8 train.py", facts=_INSIDE),
         Example("the machine alone", facts=_INSIDE),
+        Example("64 MB, written by hand", facts={**_INSIDE, "shm_gib": 0.064}),
         Example(
             "data-loader workers", "python train.py --dataloader_num_workers 8", facts=_INSIDE, files={"train.py": ""}
         ),

@@ -73,6 +73,12 @@ RULE = Rule(
     ),
     good=(
         Example(
+            "not looked for",
+            "deepspeed --num_gpus 2 train.py",
+            files={"train.py": "import torch\n"},
+            facts={"packages": None, "which": {"accelerate": None}},
+        ),
+        Example(
             "an executable file",
             "deepspeed --num_gpus 2 train.py",
             files={"train.py": "import torch\n"},
@@ -256,8 +262,12 @@ def _missing(case: Case, launch: Launch, word: Word, name: str, *, told: bool) -
     owner = _OWNERS.get(name)
     if installs_before(case, launch):
         return None
-    if owner is None or isinstance(case.facts.packages, Unknown) or not case.facts.packages:
+    if owner is None:
         return None
+    if isinstance(case.facts.packages, Unknown) or not case.facts.packages:
+        if case.facts.origin == THIS_MACHINE or not told:
+            return None
+        return _report(launch, word, f"{name} is not on PATH", Fix(f"Activate the environment that holds {owner}"))
     if owner in case.facts.packages:
         if case.facts.origin != THIS_MACHINE and not told:
             return None

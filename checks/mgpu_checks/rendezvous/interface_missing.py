@@ -49,6 +49,8 @@ RULE = Rule(
             f"NCCL_SOCKET_IFNAME=docker0 {MANY}",
             facts={"interfaces": {"lo": "127.0.0.1", "docker0": "172.17.0.1", "eth0": "10.0.0.5"}},
         ),
+        Example("Gloo knows no exclusion", f"GLOO_SOCKET_IFNAME=^lo,docker0 {MANY}", facts=None),
+        Example("Gloo knows no exclusion, inherited", MANY, facts={"env": {"GLOO_SOCKET_IFNAME": "^docker"}}),
         Example("left in the environment", facts={"env": {"NCCL_SOCKET_IFNAME": "ib0"}}),
         Example("exact", "NCCL_SOCKET_IFNAME==eth torchrun --nproc_per_node 8 train.py"),
     ),
@@ -129,7 +131,9 @@ def _alone(case: Case) -> Iterator[Finding]:
         return
     for name in VARIABLES[:2]:
         text = case.facts.variable(name)
-        reason = _unmatched(name, text, case.facts.interfaces) if isinstance(text, str) else None
+        reason = None
+        if isinstance(text, str):
+            reason = _foreign_syntax(name, text) or _unmatched(name, text, case.facts.interfaces)
         if reason is not None:
             yield report(
                 RULE,
@@ -150,6 +154,9 @@ def _value(case: Case, launch: Launch, name: str) -> tuple[str | None, object]:
 
 
 def _fault(case: Case, launch: Launch, name: str, text: str) -> str | None:
+    syntax = _foreign_syntax(name, text)
+    if syntax is not None:
+        return syntax
     nodes = many_nodes(launch)
     wanted = _wanted(text)
     if nodes is not None and wanted and set(wanted) <= {"lo"} and not launch.command.repeated:
@@ -160,6 +167,14 @@ def _fault(case: Case, launch: Launch, name: str, text: str) -> str | None:
     if isinstance(interfaces, Unknown) or runs_elsewhere(launch):
         return None
     return _unmatched(name, text, interfaces)
+
+
+def _foreign_syntax(name: str, text: str) -> str | None:
+    """What is wrong with NCCL's notation in a variable of Gloo's, which takes each part for a name."""
+    if name != "GLOO_SOCKET_IFNAME" or not text.startswith(("^", "=")):
+        return None
+    first = text.partition(",")[0]
+    return f"`^` and `=` are NCCL's notation; Gloo looks for an interface called {first} and stops without it"
 
 
 def _wanted(text: str) -> list[str]:

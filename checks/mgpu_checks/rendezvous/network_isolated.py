@@ -44,6 +44,11 @@ RULE = Rule(
         Example("a published port is not enough", f"docker run --gpus all -p 29500:29500 img {_FIRST}", facts=None),
         Example("the bridge by name", f"docker run --network bridge --gpus all img {_SECOND}", facts=None),
         Example("seen inside", _SECOND, facts=_BRIDGED),
+        Example(
+            "no network at all",
+            _SECOND,
+            facts={"container": {"runtime": "docker"}, "interfaces": {"lo": "127.0.0.1"}},
+        ),
         Example("InfiniBand is down", _FIRST, facts={"infiniband": {"mlx5_0": "DOWN", "mlx5_1": "INIT"}}),
         Example(
             "InfiniBand was left outside the container",
@@ -235,6 +240,18 @@ def _bridge(launch: Launch, nodes: int, wrapper: Wrapper) -> Finding:
 
 def _here(case: Case, launch: Launch, nodes: int) -> Iterator[Finding]:
     interfaces = case.facts.interfaces
+    if not isinstance(interfaces, Unknown) and interfaces and not any(name != "lo" for name in interfaces):
+        yield report(
+            RULE,
+            f"There is no network interface but loopback here, and the job has {nodes} nodes: they cannot reach each "
+            "other.",
+            launcher_place(launch),
+            evidence=tuple(f"{name}: {address or 'no address'}" for name, address in interfaces.items()),
+            fix=Fix("start the container with --network=host")
+            if isinstance(case.facts.container, str)
+            else Fix("bring the machine's network up", commands=("ip address",)),
+        )
+        return
     if isinstance(case.facts.container, str) and not isinstance(interfaces, Unknown) and _only_bridge(interfaces):
         addresses = ", ".join(f"{name} {address}" for name, address in sorted(interfaces.items()) if address)
         yield report(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mgpu_checks.stack import numbers, users, version
-from mgpu_doctor.authoring import Case, Example, Finding, Fix, Reference, Rule, Severity, Signature, report
+from mgpu_checks.stack import numbers, torch_cuda, users, version
+from mgpu_doctor.authoring import Case, Example, Finding, Fix, Reference, Rule, Severity, Signature, Unknown, report
 
 _OWN = "/opt/env/lib/python3.11/site-packages/nvidia/nccl/lib/libnccl.so.2"
 _SYSTEM = "/usr/lib/x86_64-linux-gnu/libnccl.so.2"
@@ -35,6 +35,13 @@ RULE = Rule(
             facts={"nccl_libraries": {_OWN: "2.14.3"}, "torch_nccl": "2.27.3"},
         ),
         Example(
+            "the packages of two CUDA versions, whose library is one file",
+            facts={
+                "packages": {"torch": "2.12.0+cu130", "nvidia-nccl-cu12": "2.27.5", "nvidia-nccl-cu13": "2.29.7"},
+                "torch_cuda": "13.0",
+            },
+        ),
+        Example(
             "the machine alone", facts={"nccl_libraries": {_SYSTEM: "2.10.3", _OWN: "2.21.5"}, "torch_nccl": "2.21.5"}
         ),
     ),
@@ -50,6 +57,19 @@ RULE = Rule(
             {"a.py": "print(1)\n"},
             {"nccl_libraries": {_SYSTEM: "2.10.3", _OWN: "2.21.5"}, "torch_nccl": "2.21.5"},
         ),
+        Example(
+            "the package of another CUDA, and torch's own library is in place",
+            facts={
+                "packages": {"torch": "2.12.0+cu130", "nvidia-nccl-cu12": "2.27.5", "nvidia-nccl-cu13": "2.29.7"},
+                "torch_cuda": "13.0",
+                "nccl_libraries": {_OWN: "2.29.7"},
+                "torch_nccl": "2.29.7",
+            },
+        ),
+        Example(
+            "one package of NCCL",
+            facts={"packages": {"torch": "2.12.0+cu130", "nvidia-nccl-cu13": "2.29.7"}, "torch_cuda": "13.0"},
+        ),
         Example("a torch without NCCL", facts={"nccl_libraries": {_SYSTEM: "2.10.3"}, "torch_nccl": None}),
     ),
     sources=(
@@ -60,6 +80,10 @@ RULE = Rule(
         Reference(
             "pytorch/builder release/2.5, manywheel/build_cuda.sh",
             "CUDA_RPATHS holds $ORIGIN/../../nvidia/nccl/lib: NCCL comes from the package nvidia-nccl",
+        ),
+        Reference(
+            "nvidia-nccl-cu13 2.29.7 and nvidia-nccl-cu12 2.27.5, contents of the wheels",
+            "both hold nvidia/nccl/lib/libnccl.so.2: what is installed last lies there",
         ),
         Reference(
             "torch 2.2.0, torch/csrc/distributed/c10d/NCCLUtils.hpp NCCL_HAS_COMM_REGISTER",
@@ -82,6 +106,8 @@ def find(case: Case) -> Iterator[Finding]:
     """The libnccl that is loaded first, against the one that torch asks for."""
     if not users(case) or version(case, "torch") is None:
         return
+    if isinstance(case.facts.nccl_libraries, Unknown):
+        yield from _two_packages(case)
     libraries = case.require(case.facts.nccl_libraries)
     wanted = case.require(case.facts.torch_nccl)
     first = next(iter(libraries), None)
@@ -103,6 +129,30 @@ def find(case: Case) -> Iterator[Finding]:
         evidence=tuple(f"{path}: NCCL {found or 'of unknown version'}" for path, found in libraries.items()),
         fix=fix,
     )
+
+
+def _two_packages(case: Case) -> Iterator[Finding]:
+    """NCCL for another CUDA than torch's, newer or older, in a package that writes the same file."""
+    packages, cuda = case.require(case.facts.packages), torch_cuda(case)
+    if not isinstance(cuda, str):
+        return
+    own = f"nvidia-nccl-cu{numbers(cuda)[0]}"
+    for other in sorted(name for name in packages if re.fullmatch(r"nvidia-nccl-cu\d+", name) and name != own):
+        if own in packages and numbers(packages[other]) < numbers(packages[own]):
+            yield report(
+                RULE,
+                f"{own} {packages[own]} and {other} {packages[other]} are installed, and both bring nvidia/nccl/lib/"
+                "libnccl.so.2: if the older one was installed last, it lies in place of the one that torch was made "
+                "with, and lacks functions that torch calls.",
+                subject=f"{other} {packages[other]}",
+                fix=Fix(
+                    f"remove {other} and install torch's own again",
+                    commands=(
+                        f"pip uninstall -y {other}",
+                        f"pip install --force-reinstall --no-deps {own}=={packages[own]}",
+                    ),
+                ),
+            )
 
 
 _AGAIN = ("pip list | grep nvidia-nccl", "pip install --force-reinstall --no-deps nvidia-nccl-cu12")

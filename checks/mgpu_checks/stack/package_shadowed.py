@@ -56,6 +56,14 @@ RULE = Rule(
             {"src/train.py": _TRAINER, "src/datasets/__init__.py": "", "src/datasets/text.py": "class Text: ...\n"},
         ),
         Example(
+            "a file that means the library and imports itself",
+            "python train.py",
+            {
+                "train.py": "from datasets import load_dataset\nimport torch\n\nx = torch.ones(1).cuda()\n",
+                "datasets.py": "from datasets import load_dataset\n\nSETS = ('a', 'b')\n",
+            },
+        ),
+        Example(
             "the script has the library's name",
             "deepspeed --num_gpus 8 deepspeed.py",
             {"deepspeed.py": "import deepspeed\n\nengine, *_ = deepspeed.initialize(model=build())\n"},
@@ -300,12 +308,14 @@ def _lacks(case: Case, launch: Launch, program: Program, module: str, local: str
     if isinstance(source, Unknown) or re.search(r"import\s+\*|__getattr__", source.text):
         return False
     folder = local.removesuffix("__init__.py") if local.endswith("/__init__.py") else None
+    # What it takes from a module of its own name, it takes from itself.
+    own = re.sub(rf"^\s*(?:from|import)\s+{re.escape(module)}\b(?!\.).*$", "", source.text, flags=re.MULTILINE)
     for name in _taken(program.source.text, module):
         submodule = folder is not None and any(
             case.workspace.kind(folder + path, launch.command.directory) in ("file", "directory")
             for path in (f"{name}.py", name)
         )
-        if not submodule and not re.search(rf"\b{re.escape(name)}\b", source.text):
+        if not submodule and not re.search(rf"\b{re.escape(name)}\b", own):
             return True
     return False
 

@@ -35,6 +35,7 @@ _NO = frozenset({"disabled", "no", "off", "false"})
 _COMPUTE_MODES = ("Default", "Exclusive_Thread", "Exclusive_Process", "Prohibited")
 _PAIR = pattern(r"(?:GPU)?(\d{1,4})\s*-\s*(?:GPU)?(\d{1,4})")
 _PORT_STATE = pattern(r"\d+:\s*")
+_NCCL_FILE = pattern(r"libnccl\.so\.(\d+\.\d+(?:\.\d+)?)$")
 
 
 class WrongTypeError(Exception):
@@ -362,9 +363,10 @@ def _port_state(text: str) -> str:
 
 
 def read_nccl_libraries(value: Any, key: str) -> dict[str, str]:
-    """``{path: version}``, or a list of paths whose versions are not known."""
+    """``{path: version}``, or a list of paths, whose versions are known where the file's name tells."""
     if isinstance(value, list):
-        return dict.fromkeys(read_text_list(value, key), "")
+        named = ((path, _NCCL_FILE.search(path)) for path in read_text_list(value, key))
+        return {path: found.group(1) if found else "" for path, found in named}
     return {name: read_text(item or "", f"{key}.{name}") for name, item in _object(value, key).items()}
 
 
