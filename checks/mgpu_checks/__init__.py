@@ -110,6 +110,7 @@ BUILT_IN: tuple[tuple[str, str, Wants], ...] = (
     ("MGD608", "engine.zero3_conflict", COMMAND),
     ("MGD609", "engine.data_parallel_fallback", COMMAND),
     ("MGD610", "engine.model_does_not_fit", COMMAND),
+    ("MGD611", "engine.model_fits_one_gpu", COMMAND),
     ("MGD612", "engine.host_memory_short", COMMAND),
     ("MGD613", "engine.purpose_mismatch", COMMAND),
     ("MGD614", "engine.accelerate_config_invalid", ACCELERATE),

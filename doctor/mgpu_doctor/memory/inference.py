@@ -36,7 +36,7 @@ def inference_parts(
 ) -> tuple[tuple[MemoryPart, ...], tuple[str, ...]]:
     """The parts on a card (of a model that is spread: on all), and what has no bound."""
     low, high = loading.low, loading.high
-    why = f"{loading.name}, from {weights.origin}"
+    why = loading.name
     if sharding.splits_weights:
         gathered = 2 * min(LIVE_PARAMETERS, weights.parameters)
         low, high = low // sharding.ranks, None if high is None else high // sharding.ranks + gathered

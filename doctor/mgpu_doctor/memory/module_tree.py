@@ -156,6 +156,18 @@ def build_tree(
     )
 
 
+def largest_layer(tree: Tree) -> int:
+    """Bytes of the largest module that is never divided or has no children (accelerate's get_max_layer_size())."""
+    waiting, found = [tree.root], 0
+    while waiting:
+        module = waiting.pop()
+        if module.children and not module.whole:
+            waiting.extend(module.children)
+        else:
+            found = max(found, tree.sizes.get(module.name, 0))
+    return found
+
+
 def _above(path: str) -> list[str]:
     """The modules around one: ``a``, ``a.b`` for ``a.b.c``."""
     parts = path.split(".")

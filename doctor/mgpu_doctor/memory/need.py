@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mgpu_doctor.memory.arguments import Arguments, read_arguments
 from mgpu_doctor.memory.host import checkpoint_part
 from mgpu_doctor.memory.inference import context_part, inference_parts
+from mgpu_doctor.memory.kv_cache import token_bytes
 from mgpu_doctor.memory.loading import Loading, loading_of
 from mgpu_doctor.memory.model_used import model_of
 from mgpu_doctor.memory.sharding import Sharding, sharding_of
@@ -63,6 +64,7 @@ def _need(
         card, host, uncounted = training_parts(launch, arguments, loading, weights, sharding)
     else:
         card, uncounted = inference_parts(launch, arguments, loading, weights, sharding)
+    shape = weights.architecture
     cards = _cards(launch, sharding, form)
     context = context_part(sharding.ranks)
     if form == "split":
@@ -81,6 +83,7 @@ def _need(
         card=(*card, context),
         host=host if checkpoint is None else (*host, checkpoint),
         uncounted=uncounted,
+        token_bytes=None if shape is None else token_bytes(shape, max(2, loading.element))[1],
         placement=spread_of(case, launch, weights, loading) if form == "split" else None,
     )
 

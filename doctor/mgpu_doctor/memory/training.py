@@ -324,7 +324,7 @@ def _of_a_step(launch: Launch, arguments: Arguments, weights: Weights, method: M
         keeps_scores=keeps_scores,
         adapters=method.name != "full",
     )
-    of = f"{batch.sequences} sequences of {batch.tokens:,} tokens at most"
+    of = f"{batch.sequences} sequence{'s' * (batch.sequences != 1)} of {batch.tokens:,} tokens at most"
     why = of + (", recomputed in the backward pass" if recomputed else ", all layers kept")
     return (
         MemoryPart("activations", 0, bound, why),

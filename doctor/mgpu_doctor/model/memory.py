@@ -73,6 +73,8 @@ class MemoryNeed:
     card: tuple[MemoryPart, ...]
     host: tuple[MemoryPart, ...] = ()
     uncounted: tuple[str, ...] = ()
+    token_bytes: int | None = None
+    """What keys and values of one token take in all layers, at most; None where the model's shape is not known."""
     placement: Placement | Unknown | None = None
     """For a ``split``: which part goes where; None for any other form."""
 
@@ -85,6 +87,20 @@ class MemoryNeed:
     def high(self) -> int | None:
         """Bytes that are enough; None when a part of it has no bound."""
         return _highest(self.card, self.uncounted)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Memory split or throughput: what a command is (``kind``: ``split`` or ``replicas``) and what the other would be.
+
+    ``does`` and ``other`` are clauses without a full stop; ``command`` is the command for the other, None where
+    there is none to be had by words alone.
+    """
+
+    kind: str
+    does: str
+    other: str
+    command: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,8 @@ def print_explanation(
     alone = len(report.case.launches) == 1
     for number, launch in enumerate(report.case.launches):
         devices = report.maps[number] if number < len(report.maps) else None
-        _print_story(console, tell(launch, report.case.facts), why_unknown(launch), devices, alone=alone)
+        story = tell(launch, report.case.facts, report.case)
+        _print_story(console, story, why_unknown(launch), devices, alone=alone)
     if not report.case.launches:
         console.print(Text("No launch command is recognised in this text.", "yellow"))
         console.print()

@@ -20,6 +20,7 @@ from mgpu_doctor.model.verdict import Verdict
 from mgpu_doctor.render.clean import is_private, mask
 
 if TYPE_CHECKING:
+    from mgpu_doctor.model.case import Case
     from mgpu_doctor.model.rule import Example, Rule
 
 SCHEMA_VERSION = 1
@@ -60,7 +61,9 @@ def report_document(
         "findings": [finding_document(finding) for finding in report.findings],
     }
     if commands:
-        document["commands"] = [launch_document(launch) for launch in report.case.launches]
+        document["commands"] = [
+            {**launch_document(launch), "memory": _memory(report.case, launch)} for launch in report.case.launches
+        ]
     if report.verdict is not None:
         document["verdict"] = verdict_document(report.verdict)
     if report.maps:
@@ -84,6 +87,12 @@ def report_document(
     document["unread"] = list(report.unread)
     document["summary"] = _summary(report)
     return document
+
+
+def _memory(case: Case, launch: Launch) -> dict[str, Any] | None:
+    from mgpu_doctor.render.memory import memory_document
+
+    return memory_document(case, launch)
 
 
 def _summary(report: Report) -> dict[str, Any]:

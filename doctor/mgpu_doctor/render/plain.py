@@ -29,7 +29,7 @@ _WIDTH = 160
 def explain_lines(report: Report, corrected: str | None = None, remaining: Iterable[Finding] = ()) -> Iterator[str]:
     """What would run, what is wrong with it, and the corrected command."""
     for number, launch in enumerate(report.case.launches):
-        yield from _story_lines(tell(launch, report.case.facts), why_unknown(launch))
+        yield from _story_lines(tell(launch, report.case.facts, report.case), why_unknown(launch))
         if number < len(report.maps):
             yield from _map_lines(report.maps[number])
         yield ""

@@ -58,14 +58,14 @@ class Story(NamedTuple):
     notes: tuple[str, ...]
 
 
-def tell(launch: Launch, facts: Facts) -> Story:
-    """A launch in words; every text is cleaned for showing."""
+def tell(launch: Launch, facts: Facts, case: Case | None = None) -> Story:
+    """A launch in words; every text is cleaned for showing. With its case, what it needs of memory is told as well."""
     ranks, no_ranks = _ranks(launch, facts)
     source = launch.command.source
     return Story(
         place=f"{one_line(source.name)}:{source.position(launch.command.span.start).line}",
         steps=_steps(launch),
-        facts=tuple(_facts(launch)),
+        facts=(*_facts(launch), *_memory(launch, case)),
         ranks=ranks,
         no_ranks=no_ranks,
         several_nodes=launch.nodes.known not in (None, 1),
@@ -180,6 +180,15 @@ def _facts(launch: Launch) -> Iterable[Fact]:
     yield _purpose(launch)
     if launch.groups.known is False:
         yield Fact("group", "none: each process believes that it is alone", _origin(launch.groups.origin))
+
+
+def _memory(launch: Launch, case: Case | None) -> Iterable[Fact]:
+    """What the launch needs of memory; nothing where no model is found."""
+    if case is None:
+        return ()
+    from mgpu_doctor.render.memory import memory_lines
+
+    return (Fact(*line) for line in memory_lines(case, launch))
 
 
 def _total(launch: Launch) -> str:
