@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from judging import found
-from mgpu_checks.engine import accelerate_config_invalid, config_contradictory, fsdp_settings_refused
+from mgpu_checks.engine import (
+    accelerate_config_invalid,
+    batch_equation,
+    config_contradictory,
+    config_values_disagree,
+    deepspeed_config_invalid,
+    fsdp_settings_refused,
+)
 from mgpu_doctor.authoring import Severity
 from oracle_environments import ENVIRONMENTS, python_of, run_parser
 
@@ -226,3 +233,153 @@ def test_the_rules_own_files_behave_so(environment: str, module: ModuleType) -> 
             assert not is_refused, (example.title, answer)
         elif kind == "bad" and module is fsdp_settings_refused:
             assert is_refused, (example.title, answer)
+
+
+ENGINE = r"""
+import logging, os, tempfile, types
+import deepspeed.runtime.config as runtime
+from transformers import TrainingArguments
+import transformers.integrations.deepspeed as integration
+logging.disable(logging.CRITICAL)
+os.chdir(tempfile.mkdtemp())
+runtime.dist.get_rank = lambda *names, **values: 0
+runtime.dist.get_world_size = lambda *names, **values: 4
+TrainingArguments.world_size = property(lambda self: 4)
+
+class Model:
+    config = types.SimpleNamespace(hidden_size=1024)
+
+def by_itself():
+    runtime.DeepSpeedConfig("z.json")
+
+def by_the_trainer():
+    config = integration.HfTrainerDeepSpeedConfig("z.json")
+    args = TrainingArguments(output_dir="out", use_cpu=True)
+    config.trainer_config_process(args)
+    config.trainer_config_finalize(args, Model(), 100)
+    runtime.DeepSpeedConfig(config.config)
+
+result = []
+for text in payload:
+    with open("z.json", "w") as file:
+        file.write(text)
+    answers = []
+    for read in (by_itself, by_the_trainer):
+        try:
+            read()
+            answers.append(None)
+        except BaseException as error:
+            answers.append(f"{type(error).__name__}: {error}"[:300])
+    result.append(answers)
+"""
+"""Each file as DeepSpeed reads it for itself, and as transformers' Trainer hands it on, for four processes."""
+
+MICRO = '"train_micro_batch_size_per_gpu": 8'
+SECTIONS = {
+    "plain": "",
+    "clipping auto": '"gradient_clipping": "auto"',
+    "precision auto": '"bf16": {"enabled": "auto"}',
+    "optimizer auto": '"optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto"}}',
+    "buckets auto": '"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "overlap_comm": "auto"}',
+    "stage as text": '"zero_optimization": {"stage": "3"}',
+    "stage 4": '"zero_optimization": {"stage": 4}',
+    "a list for ZeRO": '"zero_optimization": [2]',
+    "offload as text": '"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}',
+    "offload to a GPU": '"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "gpu"}}',
+    "offload to CUDA": '"zero_optimization": {"stage": 3, "offload_param": {"device": "cuda"}}',
+    "no offload": '"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}}',
+    "a share under stage 2": '"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}',
+    "a share under stage 3": '"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}',
+    "a share of two": '"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 2}}',
+    "the old name": '"zero_optimization": {"stage": 2, "cpu_offload": true}',
+    "the old name and the new": (
+        '"zero_optimization": {"stage": 2, "cpu_offload": true, "offload_optimizer": {"device": "cpu"}}'
+    ),
+    "bucket 2e8": '"zero_optimization": {"stage": 2, "reduce_bucket_size": 2e8}',
+    "bucket as text": '"zero_optimization": {"stage": 2, "reduce_bucket_size": "2e8"}',
+    "bucket in digits": '"zero_optimization": {"stage": 2, "reduce_bucket_size": "200000000"}',
+    "bucket below zero": '"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}',
+    "half a bucket": '"zero_optimization": {"stage": 2, "reduce_bucket_size": 2.5}',
+    "truth as text": '"zero_optimization": {"stage": 2, "overlap_comm": "true"}',
+    "no truth": '"zero_optimization": {"stage": 2, "overlap_comm": "maybe"}',
+    "unknown key": '"zero_optimization": {"stage": 2, "overlap_com": true}',
+    "both precisions": '"fp16": {"enabled": true}, "bf16": {"enabled": true}',
+    "precision as a switch": '"bf16": true',
+    "accumulation as text": '"gradient_accumulation_steps": "1"',
+    "an equation that fails": '"train_batch_size": 64, "gradient_accumulation_steps": 1',
+    "an equation that holds": '"train_batch_size": 32, "gradient_accumulation_steps": 1',
+    "another key": '"my_notes": {"a": 1}',
+    "a comma too many": '"steps_per_print": 10,',
+    "twice": f"{MICRO.replace('8', '4')}, {MICRO}",
+}
+TRAINED = {
+    "Python's True": '"steps_per_print": True',
+    "rate": '"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}',
+    "betas": '"optimizer": {"type": "AdamW", "params": {"lr": 5e-5, "betas": [0.8, 0.999]}}',
+    "decay": '"optimizer": {"type": "AdamW", "params": {"lr": 5e-5, "weight_decay": 0.1}}',
+    "epsilon": '"optimizer": {"type": "AdamW", "params": {"lr": 5e-5, "eps": 1e-6}}',
+    "same values": '"optimizer": {"type": "AdamW", "params": {"lr": 5e-5, "betas": [0.9, 0.999], "eps": 1e-8}}',
+    "warm-up rate": '"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-3}}',
+    "warm-up steps": '"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 50}}',
+    "accumulation": '"gradient_accumulation_steps": 4',
+    "clipping": '"gradient_clipping": 5.0',
+    "clipping as text": '"gradient_clipping": "1.0"',
+    "bf16": '"bf16": {"enabled": true}',
+    "fp16": '"fp16": {"enabled": true}',
+}
+"""Values that only the Trainer compares with its arguments."""
+
+OWN = (
+    "import argparse\n\nimport deepspeed\n\nparser = deepspeed.add_config_arguments(argparse.ArgumentParser())\n"
+    "args = parser.parse_args()\nengine, *_ = deepspeed.initialize(args=args, model=build())\n"
+)
+TRAINER = (
+    "from transformers import HfArgumentParser, Trainer, TrainingArguments\n\n"
+    "(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()\n"
+    "Trainer(model=build(), args=args).train()\n"
+)
+READERS = {
+    "own": (0, "deepspeed --num_gpus 4 train.py --deepspeed_config z.json", OWN),
+    "trainer": (1, "torchrun --nproc-per-node 4 train.py --deepspeed z.json --output_dir out", TRAINER),
+}
+"""Who reads the file: its place among the answers, the command and the program."""
+
+WHOLE = {
+    "batch sizes auto": '{"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"}',
+    "no batch size, text for ZeRO": '{"zero_optimization": "2"}',
+    "a comment": '{"train_micro_batch_size_per_gpu": 8, // small\n}',
+    "a list": "[]",
+}
+
+
+def files_of_the_engine() -> dict[str, str]:
+    named = {**SECTIONS, **TRAINED}
+    return {**{name: f"{{{MICRO}{', ' if text else ''}{text}}}" for name, text in named.items()}, **WHOLE}
+
+
+@lru_cache(maxsize=2)
+def engine_answers(environment: str) -> dict[str, list[str | None]]:
+    if python_of(environment) is None:
+        pytest.skip("no oracle environment: run python tools/oracles.py")
+    texts = files_of_the_engine()
+    return dict(zip(texts, run_parser(environment, ENGINE, [*texts.values()]), strict=True))
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", files_of_the_engine())
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_deepspeed_and_the_rules_agree(environment: str, name: str, reader: str) -> None:
+    place, command, program = READERS[reader]
+    files = {"z.json": files_of_the_engine()[name], "train.py": program}
+    named = [
+        finding.message
+        for module in (deepspeed_config_invalid, batch_equation, config_values_disagree)
+        for finding in found(module, command, files=files, facts={"packages": RELEASES[environment]})
+        if finding.severity is Severity.ERROR
+    ]
+    answer = engine_answers(environment)[name][place]
+    if reader == "own" and answer is not None and "Hjson" in answer:
+        # Which of hjson's texts without quotes it takes is left to hjson.
+        assert named == []
+        return
+    assert (answer is not None) == bool(named), (answer, named)

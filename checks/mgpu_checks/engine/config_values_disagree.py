@@ -251,8 +251,11 @@ def _in_file(config: ConfigFile, given: TrainingArguments) -> Iterator[_Mismatch
         said = given.number(name, default)
         if name == "per_device_train_batch_size" and given.truth("auto_find_batch_size") is not False:
             continue
-        if said is not None and _is_number(value) and value != said:
-            yield _mismatch(config, path, value, given, name, f"{said:g}", '"auto"')
+        is_other = isinstance(value, str) and value != "auto"
+        if said is not None and (is_other or (_is_number(value) and value != said)):
+            shown = f"the text {value!r}" if is_other else value
+            yield _mismatch(config, path, shown, given, name, f"{said:g}", '"auto"')
+    yield from _betas(config, given)
     for switch, names in _SWITCHES:
         on = config.get(*switch)
         switches = [given.truth(name) for name in names]
@@ -260,6 +263,19 @@ def _in_file(config: ConfigFile, given: TrainingArguments) -> Iterator[_Mismatch
             continue
         if on != any(switches):
             yield _mismatch(config, switch, on, given, names[0], str(any(switches)), '"auto"')
+
+
+def _betas(config: ConfigFile, given: TrainingArguments) -> Iterator[_Mismatch]:
+    """Adam's pair of numbers, and the steps of the warm-up: each stands for two arguments."""
+    path = ("optimizer", "params", "betas")
+    value, first, second = config.get(*path), given.number("adam_beta1", 0.9), given.number("adam_beta2", 0.999)
+    is_pair = isinstance(value, list) and len(value) == 2 and all(_is_number(item) for item in value)
+    if is_pair and first is not None and second is not None and value != [first, second]:
+        yield _mismatch(config, path, value, given, "adam_beta1", f"{first:g} and adam_beta2 {second:g}", '"auto"')
+    path = ("scheduler", "params", "warmup_num_steps")
+    steps, said = config.get(*path), given.number("warmup_steps", 0.0)
+    if _is_number(steps) and said is not None and given.lacks("warmup_ratio") and steps != said:
+        yield _mismatch(config, path, steps, given, "warmup_steps", f"{said:g}", '"auto"')
 
 
 def _in_accelerate(layer: Layer, config: ConfigFile, given: TrainingArguments) -> Iterator[_Mismatch]:
