@@ -15,6 +15,7 @@ from mgpu_checks.devices import (
     reaching,
     uses_cuda,
 )
+from mgpu_checks.rendezvous import allocation
 from mgpu_doctor.authoring import (
     Case,
     Example,
@@ -74,6 +75,24 @@ RULE = Rule(
         Example("a program that can do both", "CUDA_VISIBLE_DEVICES=-1 python run.py", files={"run.py": _EITHER}),
         Example("accelerate on the CPU", "CUDA_VISIBLE_DEVICES= accelerate launch --cpu --num_processes 2 train.py"),
         Example("visible", "CUDA_VISIBLE_DEVICES=0 deepspeed train.py"),
+        Example(
+            "another maker's GPUs",
+            "python train.py",
+            files={"train.py": _CUDA},
+            facts={"gpus": [], "packages": {"torch": "2.5.1+rocm6.2"}},
+        ),
+        Example(
+            "an extension that takes the place of CUDA",
+            "python train.py",
+            files={"train.py": _CUDA},
+            facts={"gpus": [], "packages": {"torch": "2.6.0", "torch-npu": "2.6.0"}},
+        ),
+        Example(
+            "submitted on a machine without GPUs",
+            "sbatch job.sh",
+            files={"job.sh": "#!/bin/bash\n#SBATCH --gres=gpu:4\nsrun deepspeed train.py\n", "train.py": _CUDA},
+            facts={"gpus": []},
+        ),
         Example("a machine alone", facts={"env": {}}),
         Example("a CPU machine alone", facts={"gpus": [], "env": {"CUDA_VISIBLE_DEVICES": "-1"}}),
         Example("a sliced GPU", facts={"gpus": [{"index": 0, "mig_mode": True, "mig": ["MIG-0"]}]}),
@@ -145,7 +164,7 @@ def find(case: Case) -> Iterator[Finding]:
                 fix=_whole(empty[0]),
             )
             continue
-        if variable is None and not elsewhere(launch.command) and gpu_count(case) == 0:
+        if variable is None and _is_without(case, launch):
             why = _needs(case, launch)
             if why is not None:
                 yield report(
@@ -155,6 +174,27 @@ def find(case: Case) -> Iterator[Finding]:
                     evidence=(f"GPUs known from {case.facts.origin}: none",),
                     fix=Fix("run it where GPUs are visible: nvidia-smi -L has to list them"),
                 )
+
+
+def _is_without(case: Case, launch: Launch) -> bool:
+    """Whether the machine that a launch runs on is known to have no GPU of any maker.
+
+    A batch job runs on a node that the scheduler chooses, not on the one where it is submitted.
+    """
+    if elsewhere(launch.command) or gpu_count(case) != 0 or allocation(case, launch) is not None:
+        return False
+    packages = case.facts.packages
+    if isinstance(packages, Unknown):
+        return True
+    build = packages.get("torch", "").partition("+")[2]
+    return not build.startswith(("rocm", "xpu")) and not _OTHER_MAKERS & set(packages)
+
+
+_OTHER_MAKERS = frozenset(
+    {"torch-npu", "torch-mlu", "torch-musa", "habana-torch-plugin", "intel-extension-for-pytorch", "torch-neuronx",
+     "torch-xla"}
+)  # fmt: skip
+"""Extensions of torch that bring other accelerators, which NVML does not list."""
 
 
 def _alone(case: Case) -> Iterator[Finding]:

@@ -134,7 +134,7 @@ def _limit(case: Case, name: str) -> float | None:
 
 def _files(case: Case, job: Job) -> Finding | None:
     most, ranks = _limit(case, "nofile"), job.launch.world_size.known or job.processes
-    if most is None or not (most < FILES_FEW or (ranks >= MANY_RANKS and most <= FILES_MANY_RANKS)):
+    if most is None or not (most <= FILES_FEW or (ranks >= MANY_RANKS and most <= FILES_MANY_RANKS)):
         return None
     return report(
         RULE,

@@ -305,9 +305,9 @@ class Allocation:
 
 def allocation(case: Case, launch: Launch) -> Allocation | None:
     """The resources of the batch script in which a launch stands, None outside any."""
-    outermost = chain(launch.command)[0]
+    callers = chain(launch.command)
     for script in case.scripts:
-        if script.directives and any(command is outermost for command in script.commands):
+        if script.directives and any(command is caller for command in script.commands for caller in callers):
             return _allocation(script)
     return None
 

@@ -115,6 +115,18 @@ RULE = Rule(
                 "requirements": {"trl": ["accelerate>=1.4.0"]},
             },
         ),
+        Example(
+            "the Trainer imports peft, and peft another accelerate",
+            "torchrun --nproc_per_node 8 ft.py",
+            {"ft.py": _TRAINER},
+            {"packages": {"torch": "2.1.2", "transformers": "4.37.2", "accelerate": "0.21.0", "peft": "0.17.1"}},
+        ),
+        Example(
+            "transformers' models import torchvision",
+            "torchrun --nproc_per_node 8 ft.py",
+            {"ft.py": _TRAINER},
+            {"packages": {"torch": "2.5.1+cu124", "transformers": "4.52.4", "torchvision": "0.21.0+cu126"}},
+        ),
         Example("torchvision for another torch", facts={"packages": {"torch": "2.6.0+cu124", "torchvision": "0.19.1"}}),
     ),
     good=(
@@ -156,6 +168,18 @@ RULE = Rule(
                 "packages": {"torch": "2.13.0", "llamafactory": "0.9.5", "accelerate": "1.15.0"},
                 "requirements": {"llamafactory": ["accelerate<=1.11.0,>=1.3.0"]},
             },
+        ),
+        Example(
+            "a checkout between two releases, whose demands are not known",
+            "llamafactory-cli train sft.yaml",
+            _SFT,
+            {"packages": {**_NEWER["packages"], "llamafactory": "0.9.3.dev0"}},
+        ),
+        Example(
+            "peft is not there for a program without transformers",
+            "torchrun --nproc_per_node 8 a.py",
+            {"a.py": "import torch\nprint(torch.ones(2).cuda())\n"},
+            {"packages": {"torch": "2.1.2", "accelerate": "0.21.0", "peft": "0.17.1"}},
         ),
         Example(
             "an overcautious cap",
@@ -377,10 +401,13 @@ def _breaks(version: str, specifiers: str) -> bool:
 
 
 def _is_meant(demand: Demand, version: str) -> bool:
-    """Whether a demand is that of the installed release."""
+    """Whether a demand is that of the installed release; one before the first release of a span is of neither."""
     if is_before(version, *demand.since) is not False:
         return False
-    return demand.until is None or is_before(version, *demand.until) is True
+    if demand.until is None:
+        return True
+    own = numbers(version)
+    return is_before(version, *demand.until) is True and own[: len(demand.until)] != demand.until
 
 
 def _used(launch: Launch | None, packages: Mapping[str, str]) -> Iterator[str]:
@@ -400,8 +427,24 @@ def _used(launch: Launch | None, packages: Mapping[str, str]) -> Iterator[str]:
         with_framework = framework in (name, module) or (framework == "llamafactory" and name in _LLAMAFACTORY_USES)
         launched = any(layer.launcher == name for layer in launch.layers)
         launched = launched or (engine is not None and engine.name == name)
-        if imported or with_framework or launched or (trains and name in ("transformers", "accelerate")):
+        through_models = name == "torchvision" and _imports_models(launch, packages)
+        if imported or with_framework or launched or through_models or (trains and name in _TRAINER_USES):
             yield name
+
+
+_TRAINER_USES = ("transformers", "accelerate", "peft")
+"""transformers 4.30.2 … 5.0.0, trainer.py: imports peft wherever it is installed."""
+
+
+def _imports_models(launch: Launch, packages: Mapping[str, str]) -> bool:
+    """Whether transformers' models are imported, which since 4.48.3 import torchvision wherever it is installed.
+
+    transformers 4.48.3, 4.52.4 and 5.0.0: modeling_utils.py, loss/loss_utils.py, image_transforms.py, image_utils.py.
+    """
+    version = packages.get("transformers")
+    if version is None or is_before(version, 4, 48, 3) is not False:
+        return False
+    return trains_with_arguments(launch) or launch.target.framework in ("llamafactory", "vllm", "swift", "trl")
 
 
 _LLAMAFACTORY_USES = ("transformers", "accelerate", "peft", "trl", "datasets", "pyarrow")
