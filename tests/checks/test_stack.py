@@ -654,7 +654,10 @@ def test_what_metadata_declare_weighs_less(
         ("0.16.9", "11.8", "12.4", False),
         ("0.16.9", "13.0", "13.0", True),
         ("0.16.9", "11.5", "11.8", True),
+        ("0.9.0", "12.0", "12.1", False),
         ("0.11.2", "11.5", "12.1", True),
+        ("0.12.2", "12.3", "12.1", True),
+        ("0.12.2", "11.8", "12.1", False),
         ("0.19.8", "11.5", "12.6", True),
     ],
 )
@@ -668,6 +671,18 @@ def test_the_compilers_that_deepspeed_accepts(deepspeed: str, nvcc: str, torch: 
     for finding in findings:
         assert finding.location is not None
         assert "offload_optimizer" in finding.message or "offloaded" in finding.message
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_operators_that_were_compiled_when_deepspeed_was_installed_need_no_compiler(
+    tmp_path: Path, built: bool
+) -> None:
+    place = tmp_path / "deepspeed" / "git_version_info_installed.py"
+    place.parent.mkdir()
+    place.write_text(f"version='0.16.9'\ninstalled_ops={{'cpu_adam': False, 'fused_adam': {built}}}\n")
+    case = case_of(Facts("this machine", site_packages=(str(tmp_path),)))
+    assert cuda_toolkit_mismatch._is_built(case, "fused_adam") is built
+    assert cuda_toolkit_mismatch._is_built(case, "cpu_adam") is False
 
 
 def test_a_toolkit_is_only_advice_without_a_job_that_compiles() -> None:

@@ -54,6 +54,12 @@ RULE = Rule(
             },
         ),
         Example(
+            "all that is known: it is not on PATH",
+            "deepspeed --num_gpus 2 train.py",
+            files={"train.py": "import torch\n"},
+            facts={"packages": None, "which": {"deepspeed": None}},
+        ),
+        Example(
             "neither the command nor its package",
             "deepspeed --num_gpus 2 train.py",
             files={"train.py": "import torch\n"},

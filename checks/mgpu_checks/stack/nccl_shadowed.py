@@ -134,7 +134,7 @@ def find(case: Case) -> Iterator[Finding]:
 def _two_packages(case: Case) -> Iterator[Finding]:
     """NCCL for another CUDA than torch's, newer or older, in a package that writes the same file."""
     packages, cuda = case.require(case.facts.packages), torch_cuda(case)
-    if not isinstance(cuda, str):
+    if not isinstance(cuda, str) or not numbers(cuda):
         return
     own = f"nvidia-nccl-cu{numbers(cuda)[0]}"
     for other in sorted(name for name in packages if re.fullmatch(r"nvidia-nccl-cu\d+", name) and name != own):
