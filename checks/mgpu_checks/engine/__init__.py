@@ -199,6 +199,10 @@ SWITCHES = ("multi_gpu", "tpu", "tpu_use_cluster", "use_deepspeed", "use_fsdp", 
 """accelerate's options that decide the kind of launch against its file (commands/launch.py, 0.20.3 to 1.15.0)."""
 
 
+KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "DEEPSPEED", "FSDP", "MEGATRON_LM")
+"""Kinds of launch that every release of accelerate has (DistributedType, 0.20.3 to 1.15.0)."""
+
+
 def config_kind(config: ConfigFile) -> str | None:
     """The ``distributed_type`` of accelerate's file, ``NO`` for YAML's bare ``NO``; None when it says none."""
     value = config.get("distributed_type")

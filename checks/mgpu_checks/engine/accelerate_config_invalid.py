@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from mgpu_checks.engine import config_kind, version_of
+from mgpu_checks.engine import KINDS, config_kind, version_of
 from mgpu_doctor.authoring import (
     Case,
     ConfigFile,
@@ -75,7 +75,7 @@ ClusterConfig's fields in 28 releases from 0.20.3 to 1.15.0, with the two that p
 """
 
 _KINDS: Mapping[str, tuple[_Version, _Version | None]] = {
-    **dict.fromkeys(("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "DEEPSPEED", "FSDP", "MEGATRON_LM"), (_OLDEST, None)),
+    **dict.fromkeys(KINDS, (_OLDEST, None)),
     "MULTI_NPU": ((0, 21, 0), None),
     "TPU": (_OLDEST, (0, 28, 0)),
     "XLA": ((0, 28, 0), None),
@@ -301,7 +301,7 @@ def _kind(config: ConfigFile, version: _Version | None) -> Iterator[_Fault]:
     near = meant or next(iter((config_kind(config), *closest(value.upper(), known, 1))), None)
     near = near if near in known else next(iter(closest(value.upper(), known, 1)), None)
     hint = f" (did you mean {near}?)" if near else ""
-    message = f"distributed_type: {value} in {config.name} does not exist{_in(version)}{hint}"
+    message = f"distributed_type: {value} in {config.name} is no kind of launch{_in(version)}{hint}"
     fix = _write(config, ("distributed_type",), near) if near else Fix("Use MULTI_GPU, DEEPSPEED or FSDP")
     yield message, config.locate("distributed_type"), fix, Severity.ERROR
 

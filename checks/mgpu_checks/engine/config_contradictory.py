@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.engine import SWITCHES, config_kind, version_of
+from mgpu_checks.engine import KINDS, SWITCHES, config_kind, version_of
 from mgpu_doctor.authoring import (
     Case,
     ConfigFile,
@@ -271,7 +271,7 @@ def _machines(layer: Layer, config: ConfigFile) -> Iterator[_Found]:
 def _sections(layer: Layer, config: ConfigFile, kind: str | None, switched: bool) -> Iterator[_Found]:
     for section, wanted in _SECTIONS.items():
         filled = config.get(section)
-        if not isinstance(filled, dict) or not filled or kind is None or kind == wanted:
+        if not isinstance(filled, dict) or not filled or kind not in KINDS or kind == wanted:
             continue
         if switched and layer.option(_SWITCH_OF[wanted]) is not None:
             continue

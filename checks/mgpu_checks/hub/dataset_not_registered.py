@@ -14,6 +14,7 @@ from mgpu_doctor.authoring import (
     Finding,
     Fix,
     Launch,
+    Location,
     Reference,
     Rule,
     Severity,
@@ -60,6 +61,15 @@ RULE = Rule(
             files={
                 "sft.yaml": _YAML.format(name="other", folder="data"),
                 "data/dataset_info.json": '{"other": {"file_name": "other.json"}}\n',
+            },
+        ),
+        Example(
+            "a register that is not JSON",
+            "llamafactory-cli train sft.yaml",
+            files={
+                "sft.yaml": _YAML.format(name="demo", folder="data"),
+                **_DATA,
+                "data/dataset_info.json": '{"demo": {"file_name": "demo.json"},}\n',
             },
         ),
     ),
@@ -164,6 +174,11 @@ def _look(
     if kind != "file":
         return
     info = case.workspace.config(path, "dataset_info", directory)
+    if info.problem is not None and info.source is not None and not info.unseen and info.data is None:
+        span = info.problem_span or Span(0, min(1, len(info.source.text)))
+        message = f"{info.name} is not JSON: {info.problem}: LLaMA-Factory stops with 'Cannot open {info.name}'"
+        yield report(RULE, message, Location(info.source, span), fix=Fix("Correct the file"))
+        return
     if info.problem is not None or not isinstance(info.data, dict):
         return
     for argument, name in asked:

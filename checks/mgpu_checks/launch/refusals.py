@@ -125,8 +125,11 @@ def _is_llamafactory_training(launch: Launch) -> bool:
 def _missing_model(question: Question) -> Iterator[Refusal]:
     if question.launch.command.source.kind in ("markdown", "rst"):
         return
+    if not question.given.given and question.launch.target.argument_words:
+        # Words that are no arguments, a sub-command for example, stop it earlier.
+        return
     if question.given.lacks("model_name_or_path"):
-        nothing = not question.given.given and not question.launch.target.argument_words
+        nothing = not question.given.given
         note = "no arguments are given" if nothing else "no model is given"
         yield Refusal("Please provide `model_name_or_path`.", (), "Give --model_name_or_path and the rest", note=note)
 

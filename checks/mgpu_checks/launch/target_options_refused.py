@@ -193,15 +193,15 @@ RULE = Rule(
         Signature(
             r"argument --\w+(?:/--[\w-]+)*: (?:invalid choice: |invalid (?:int|float) value: |Truthy value expected)",
             "Python 3.11, argparse with transformers' HfArgumentParser (ran)",
-            "launcher.py: error: argument --stage: invalid choice: 'sftt' (choose from 'pt', 'sft', 'rm', 'ppo', 'dpo', "
-            "'kto')",
+            "launcher.py: error: argument --stage: invalid choice: 'sftt' (choose from 'pt', 'sft', 'rm', 'ppo', "
+            "'dpo', 'kto')",
             weak=True,
         ),
         Signature(
             r"is not a valid (?:IntervalStrategy|SaveStrategy|SchedulerType|OptimizerNames), please select one of"
             r"|AssertionError: Invalid fine-tuning method\.|Unknown task: \w+\.",
-            "transformers 4.52.4 and 5.6.0, utils/generic.py; llamafactory 0.8.3 to 0.9.5, finetuning_args.py, tuner.py "
-            "(ran)",
+            "transformers 4.52.4 and 5.6.0, utils/generic.py; llamafactory 0.8.3 to 0.9.5, finetuning_args.py, "
+            "tuner.py (ran)",
             "ValueError: False is not a valid IntervalStrategy, please select one of ['no', 'steps', 'epoch']",
         ),
         Signature(
