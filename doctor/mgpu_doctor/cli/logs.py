@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mgpu_doctor.cli.verb import FORMAT, NO_COLOR, SELECTION, Given, Verb
+from mgpu_doctor.cli.verb import FORMAT, NO_COLOR, SELECTION, Given, Option, Verb
 
 
 def run(given: Given) -> int:
@@ -23,9 +23,10 @@ def run(given: Given) -> int:
         ignore=settings.ignore + given.names("ignore"),
         fail_on=given.text("fail_on") or settings.fail_on,
     )
+    smi = given.text("smi")
     with waiting(f"reading {', '.join(given.words)}"):
-        report = diagnose_logs(given.words, registry, settings)
-    if not report.case.logs:
+        report = diagnose_logs(given.words, registry, settings, (smi,) if smi is not None else ())
+    if not report.case.logs and not report.case.smi:
         refuse_unread(report)
     show(report, None, given)
     return report.exit_code
@@ -34,13 +35,20 @@ def run(given: Given) -> int:
 VERB = Verb(
     "logs",
     "Find the root cause in the output of a failed run. Ranks that only repeat what another one said are left out. "
+    "The start-up lines say whether the run is truly parallel, the text of nvidia-smi whether the GPUs hold its work. "
     "Files of any size are read as a stream; - is standard input.",
     "FILE...",
-    (FORMAT, *SELECTION, NO_COLOR),
+    (
+        FORMAT,
+        *SELECTION,
+        Option("--smi", "What nvidia-smi showed meanwhile: its table, -q, or csv with a header.", "FILE"),
+        NO_COLOR,
+    ),
     run,
     (
         "mgpu-doctor logs train.log",
         "mgpu-doctor logs slurm-4127.out slurm-4127.err",
+        "nvidia-smi | mgpu-doctor logs train.log --smi -",
         "torchrun --nproc-per-node 8 train.py 2>&1 | tee train.log | mgpu-doctor logs -",
     ),
     least_words=1,

@@ -112,7 +112,7 @@ def _show_plain(report: Report, text: str | None, remaining: tuple[Finding, ...]
     if report.mode == "probe":
         emit_lines(plain.probed_lines(report, text, remaining))
     elif report.mode in ("lint", "logs"):
-        emit_lines(plain.lint_lines(report))
+        emit_lines(plain.lint_lines(report) if report.mode == "lint" else plain.logs_lines(report))
     else:
         emit_lines(plain.check_lines(report, text, remaining))
 
@@ -129,7 +129,9 @@ def _draw(
         drawing.print_commands(console, report)
     if report.mode == "probe":
         drawing.print_probed(console, report, text, remaining)
-    elif report.mode in ("lint", "logs"):
+    elif report.mode == "logs":
+        drawing.print_logs(console, report)
+    elif report.mode == "lint":
         drawing.print_lint(console, report)
     else:
         drawing.print_check(console, report, text, remaining)

@@ -37,13 +37,16 @@ def _finding(rule: Rule, reading: LogReading, hits: list[LogHit]) -> Finding:
     elif ranks and reading.first_failed_rank == str(ranks[0]):
         who = f" Rank {ranks[0]} was the first to fail."
     further = [Evidence(hit.line.text.strip(), hit.location) for hit in hits[1 : 1 + MOST_PLACES] if not ranks]
+    severity = min((hit.severity for hit in hits), key=lambda severity: severity.rank)
+    lead = cause if severity.rank <= rule.severity.rank else f"Perhaps, where more was asked for: {cause}"
+    doubt = [Evidence("other causes leave this line too: see what stands above it")] if first.weak else []
     return Finding(
         code=rule.code,
         slug=rule.slug,
-        severity=min((hit.severity for hit in hits), key=lambda severity: severity.rank),
-        message=f"{cause}.{who}",
+        severity=severity,
+        message=f"{lead}.{who}",
         location=first.location,
-        evidence=(Evidence(f"such a line is printed by {first.where}"), *further),
+        evidence=(Evidence(f"such a line is printed by {first.where}"), *doubt, *further),
         fix=Fix(rule.fix) if rule.fix is not None else None,
         title=rule.title,
     )

@@ -8,6 +8,7 @@ from typing import BinaryIO
 from mgpu_doctor.logs.causes import ECHO, HUSH, Known, deciding
 from mgpu_doctor.logs.lines import clean
 from mgpu_doctor.logs.scan import TELLING, Counter, pieces, shape_of, telling_lines
+from mgpu_doctor.logs.startup import WORDS, StartUp
 from mgpu_doctor.model.log import LogHit, LogLine, LogReading
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass, field
@@ -66,6 +67,7 @@ class _Found:
     seen: set[tuple[str, str | None, str]] = field(default_factory=set)
     root_at: int | None = None
     root: str | None = None
+    start: StartUp = field(default_factory=StartUp)
 
 
 def read_log(name: str, stream: BinaryIO, known: tuple[Known, ...]) -> LogReading:
@@ -83,7 +85,8 @@ def read_log(name: str, stream: BinaryIO, known: tuple[Known, ...]) -> LogReadin
         _look(found, number, raw.decode("utf-8", "replace"), known)
     failed = (found.failed or bool(found.errors)) and not _came_to_its_end(found)
     hits = deciding(found.hits, found.errors, failed=failed, ended_well=_came_to_its_end(found), lines=counter.lines)
-    return LogReading(name, counter.lines, counter.bytes, hits, tuple(found.errors), failed, _first(found))
+    errors, parallel = tuple(found.errors), found.start.told()
+    return LogReading(name, counter.lines, counter.bytes, hits, errors, failed, _first(found), parallel)
 
 
 def _came_to_its_end(found: _Found) -> bool:
@@ -100,12 +103,13 @@ def telling_words(known: Iterable[Known]) -> tuple[bytes, ...]:
     """What a line must hold one of to be looked at."""
     texts = {shape_of(text.encode()) for one in known for text in one.literals}
     own = {text for text in texts if not any(word in text for word in TELLING)}
-    return (*TELLING, *ENDING, *sorted(text for text in own if not any(o in text for o in own if o != text)))
+    return (*TELLING, *ENDING, *WORDS, *sorted(text for text in own if not any(o in text for o in own if o != text)))
 
 
 def _look(found: _Found, number: int, raw: str, known: tuple[Known, ...]) -> None:
     text, rank = clean(raw)
     _follow_summary(found, number, text)
+    found.start.look(text)
     if _FALLEN.search(text):
         found.failed = found.fallen = True
     if ECHO.search(text):

@@ -14,7 +14,7 @@ from mgpu_doctor.model.source import Source
 if TYPE_CHECKING:
     from mgpu_doctor.model.facts import Facts
     from mgpu_doctor.model.knowledge import Knowledge
-    from mgpu_doctor.model.log import LogReading
+    from mgpu_doctor.model.log import LogReading, SmiReading
     from mgpu_doctor.model.observation import Observation
     from mgpu_doctor.model.workspace import Workspace
 
@@ -50,6 +50,8 @@ class Case:
     """What was seen of the job when it ran; None when nothing was run."""
     logs: tuple[LogReading, ...] = ()
     """What the output of runs says, under ``logs``."""
+    smi: tuple[SmiReading, ...] = ()
+    """What nvidia-smi showed, where its text was given to ``logs``."""
 
     @property
     def commands(self) -> Iterator[Command]:

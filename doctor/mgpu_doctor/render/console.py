@@ -19,6 +19,7 @@ from mgpu_doctor.model.source import Location
 from mgpu_doctor.render.clean import one_line, shown
 from mgpu_doctor.render.devices import DeviceWords, device_words, map_note, mixed
 from mgpu_doctor.render.excerpt import excerpt
+from mgpu_doctor.render.logs import head_lines
 from mgpu_doctor.render.machine import machine_lines
 from mgpu_doctor.render.plain import verdict_on
 from mgpu_doctor.render.story import Story, basis, tell, why_unknown
@@ -111,6 +112,14 @@ def _print_seen(console: Console, report: Report) -> None:
 
 def print_lint(console: Console, report: Report) -> None:
     """The findings, then how many commands were read."""
+    _print_findings(console, report)
+
+
+def print_logs(console: Console, report: Report) -> None:
+    """What was read, then the findings."""
+    for line in head_lines(report):
+        console.print(Text(line, style="dim" if line.startswith(" ") else ""))
+    console.print()
     _print_findings(console, report)
 
 

@@ -74,7 +74,10 @@ def report_document(
             "remaining": [finding_document(finding) for finding in remaining],
         }
     if report.mode == "logs":
+        from mgpu_doctor.render.logs import smi_document
+
         document["logs"] = [log_document(reading) for reading in report.case.logs]
+        document["smi"] = [smi_document(smi) for smi in report.case.smi]
     document["suppressed"] = [
         {**finding_document(entry.finding), "reason": entry.reason} for entry in report.suppressed
     ]
@@ -162,12 +165,15 @@ def _process(holder: GpuProcess) -> dict[str, Any]:
 
 def log_document(reading: LogReading) -> dict[str, Any]:
     """What was read of one log."""
+    from mgpu_doctor.render.logs import parallel_document
+
     return {
         "name": reading.name,
         "lines": reading.lines,
         "bytes": reading.bytes,
         "failed": reading.failed,
         "first_failed_rank": reading.first_failed_rank,
+        "parallel": parallel_document(reading.parallel),
         "errors": [{"line": e.number, "rank": e.rank, "text": mask(e.text)} for e in reading.errors],
     }
 
@@ -227,7 +233,7 @@ def launch_document(launch: Launch) -> dict[str, Any]:
     written, quotes removed and variables unexpanded. ``nproc`` and ``port`` are as written too
     when a word gives them, numbers otherwise, null when unknown.
     """
-    source, span = launch.command.source, _span(launch.command)
+    source, place = launch.command.source, Location(launch.command.source, _span(launch.command)).in_file
     typed = [layer for layer in launch.layers if not layer.implied]
     names = [layer.launcher for layer in typed]
     commands = [_words(layer.command_words) for layer in typed]
@@ -242,8 +248,8 @@ def launch_document(launch: Launch) -> dict[str, Any]:
         target, rest = rest[script], rest[script + 1 :]
     return {
         "path": source.name,
-        "line_start": source.position(span.start).line,
-        "line_end": source.position(max(span.start, span.end - 1)).line,
+        "line_start": place.source.position(place.span.start).line,
+        "line_end": place.source.position(max(place.span.start, place.span.end - 1)).line,
         "launcher": names,
         "launcher_cmd": commands,
         "launcher_args": arguments,

@@ -11,6 +11,7 @@ from mgpu_doctor.model.source import Location
 from mgpu_doctor.render.clean import mask, one_line, shown
 from mgpu_doctor.render.devices import device_words, map_note
 from mgpu_doctor.render.excerpt import excerpt
+from mgpu_doctor.render.logs import head_lines
 from mgpu_doctor.render.machine import machine_lines
 from mgpu_doctor.render.story import Story, basis, tell, why_unknown
 from mgpu_doctor.render.summary import (
@@ -93,6 +94,12 @@ def _seen_lines(report: Report) -> Iterator[str]:
 
 def lint_lines(report: Report) -> Iterator[str]:
     """The findings by place, then a summary."""
+    yield from _finding_blocks(report)
+
+
+def logs_lines(report: Report) -> Iterator[str]:
+    """What was read, then the findings, then a summary."""
+    yield from head_lines(report)
     yield from _finding_blocks(report)
 
 
