@@ -138,8 +138,8 @@ def _finding(launch: Launch, need: MemoryNeed, fit: MemoryFit) -> Finding:
         where = f"all of it goes to cuda:{placement.loads[0].card}, and the other {len(fit.cards) - 1} stay empty"
     elif isinstance(placement, Placement):
         empty = len(fit.cards) - len(placement.loads)
-        where = f"it is spread over {len(placement.loads)} of {len(fit.cards)} cards, which work one at a time"
-        where += f"; {empty} stay empty" if empty else ""
+        some = f"{len(placement.loads)} of {len(fit.cards)} cards" if empty else f"{len(fit.cards)} cards"
+        where = f"it is spread over {some}, which work one at a time"
     else:
         where = f"one process has {len(fit.cards)} cards, of which no more than one works at a time"
     message = (

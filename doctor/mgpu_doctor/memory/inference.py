@@ -47,7 +47,7 @@ def inference_parts(
     if shape is None:
         return tuple(parts), ("KV cache", "activations")
     _, each = token_bytes(shape, max(2, loading.element))
-    size = f"{each / (1 << 20):.2g} MiB a token"
+    size = f"{each / (1 << 20):.3g} MiB a token"
     if load.sequences is None or load.tokens is None:
         parts.append(MemoryPart("KV cache", 0, None, size))
         return tuple(parts), ("KV cache", "activations")

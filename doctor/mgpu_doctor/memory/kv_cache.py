@@ -28,5 +28,6 @@ def cache_bytes(shape: Architecture, element: int, sequences: int, tokens: int) 
     kept = tokens
     if shape.window is not None and shape.window < tokens:
         share = shape.full_layers / shape.layers
-        kept = round(tokens * share + shape.window * (1 - share))
+        # A cache that follows the window keeps the tokens before the next one: one less than the window.
+        kept = int(tokens * share + (shape.window - 1) * (1 - share))
     return low * sequences * kept, high * sequences * tokens

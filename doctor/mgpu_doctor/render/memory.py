@@ -52,7 +52,10 @@ def memory_lines(case: Case, launch: Launch) -> Iterator[Line]:
 
 
 def _amounts(need: MemoryNeed) -> str:
-    where = {"split": f" on {need.cards} cards together"}.get(need.form, " a card" if need.cards > 1 else "")
+    several = need.cards > 1
+    where = " a card" if several else ""
+    if need.form == "split":
+        where = f" on {need.cards} cards together" if several else " on all cards together"
     parts = ", ".join(_part(part) for part in need.card if part.high != 0)
     return f"{_range(need.low, need.high)}{where}: {parts}"
 
