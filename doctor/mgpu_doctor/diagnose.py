@@ -23,7 +23,7 @@ from mgpu_doctor.model.launch import Launch
 from mgpu_doctor.model.record import dataclass, replace
 from mgpu_doctor.model.report import Problem, Report
 from mgpu_doctor.model.rule import AnyCheck
-from mgpu_doctor.model.source import Excerpt, Source
+from mgpu_doctor.model.source import Excerpt, Source, Span
 from mgpu_doctor.model.verdict import BROKEN
 from mgpu_doctor.registry import Registry, load_checks
 from mgpu_doctor.settings import Settings, load_settings
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from mgpu_doctor.model.workspace import Workspace
 
 THIS_MACHINE = "this machine"
+_EMBEDDING = frozenset({"yaml", "dockerfile", "makefile", "justfile"})
+"""Kinds of files in which commands are written in the file's own language."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,11 +225,40 @@ def _excerpts(source: Source) -> tuple[Excerpt, ...]:
         from mgpu_doctor.read.markdown import excerpts
 
         return excerpts(source)
+    if source.kind == "notebook":
+        from mgpu_doctor.read import notebook
+
+        return notebook.excerpts(source)
+    if source.kind == "python":
+        from mgpu_doctor.read import python_source
+
+        return python_source.excerpts(source)
     if source.kind == "shell":
         from mgpu_doctor.read import shellfile
 
         return shellfile.excerpts(source)
+    if source.kind in _EMBEDDING:
+        return _embedded(source)
     return (Excerpt.whole(source),)
+
+
+def _embedded(source: Source) -> tuple[Excerpt, ...]:
+    """The commands in a file of another language, most of which hold none."""
+    from mgpu_doctor.shell import mentions_launcher
+
+    if not mentions_launcher(source.text):
+        return ()
+    if source.kind == "yaml":
+        from mgpu_doctor.read import yaml_commands
+
+        return yaml_commands.excerpts(source)
+    if source.kind == "dockerfile":
+        from mgpu_doctor.read import dockerfile
+
+        return dockerfile.excerpts(source)
+    from mgpu_doctor.read import makefile
+
+    return makefile.excerpts(source)
 
 
 def _look_closer(facts: Facts, scripts: tuple[Script, ...], request: Request) -> Facts:
@@ -287,7 +318,17 @@ def _report(
     unread: tuple[str, ...],
 ) -> Report:
     found = [finding for outcome in outcomes for finding in outcome.findings if not _ignored(settings, finding)]
-    kept, suppressed, bad_comments = apply_suppressions(found, ((c.source, c.span) for c in case.commands))
+    if any(source.kind in _EMBEDDING for source in case.sources):
+        from mgpu_doctor.landing import landed
+
+        found = landed(found, _excerpts)
+    places: Iterable[tuple[Source, Span]] = ((command.source, command.span) for command in case.commands)
+    if any(script.source.within is not None for script in case.scripts):
+        from mgpu_doctor.in_file import in_file, places_in_file
+
+        found = [in_file(finding) for finding in found]
+        places = places_in_file(places)
+    kept, suppressed, bad_comments = apply_suppressions(found, places)
     return Report(
         request.mode,
         case,

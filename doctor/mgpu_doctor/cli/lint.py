@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from mgpu_doctor.cli.verb import SHARED, Given, Option, Verb
 
 _NOT_ENTERED = frozenset({"node_modules", "__pycache__", "site-packages", "venv", "build", "dist"})
+_ENTERED = frozenset({".github", ".gitlab", ".circleci", ".buildkite", ".azure-pipelines", ".ci"})
+"""Hidden directories that hold workflows."""
 
 
 def run(given: Given) -> int:
@@ -47,7 +49,7 @@ def _inside(directory: str) -> Iterator[str]:
 
 
 def _is_entered(top: str, name: str) -> bool:
-    if name.startswith(".") and name != ".github":
+    if name.startswith(".") and name not in _ENTERED:
         return False
     # A virtual environment under any name.
     return name not in _NOT_ENTERED and not os.path.exists(os.path.join(top, name, "pyvenv.cfg"))

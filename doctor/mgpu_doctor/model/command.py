@@ -137,6 +137,26 @@ class Wrapper:
 
 
 @dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a file of another kind (a workflow, a manifest, a Dockerfile) says about a shell text in it.
+
+    ``variables`` are in the shell's environment. ``wrappers`` stand for what starts the text (a pod, an image's
+    build). ``place`` is set when that is not where the file lies (``inside a container``): then nothing of this
+    machine's environment and paths counts. ``directory`` is where it runs, None for where the file is
+    used. ``early`` are ranges of the text that are filled in before a shell reads it, with what is written
+    there: ``${{ matrix.gpus }}``, ``$(MAKE_VARIABLE)``. ``words`` says that no shell reads the text: it is a list
+    of words, spelled as a shell would split them.
+    """
+
+    variables: tuple[Variable, ...] = ()
+    wrappers: tuple[Wrapper, ...] = ()
+    place: str | None = None
+    directory: str | Unknown | None = None
+    early: tuple[tuple[int, int, str], ...] = ()
+    words: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """One simple command as a shell would run it.
 

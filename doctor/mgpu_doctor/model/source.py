@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mgpu_doctor.model.record import dataclass
+
+if TYPE_CHECKING:
+    from mgpu_doctor.model.command import Surroundings
 
 
 class Span(NamedTuple):
@@ -62,10 +65,15 @@ class Source:
     kind: str
     path: str | None = None
     first_line: int = 1
+    within: Excerpt | None = None
+    """For a text that stands inside another (the cells of a notebook, a string of a program): the same text as an
+    excerpt of that source. Lines and columns are then counted in the file that holds it."""
 
     def position(self, offset: int) -> Position:
         """Line and column of an offset; offsets outside the text are moved to its nearest end."""
         offset = max(0, min(offset, len(self.text)))
+        if self.within is not None:
+            return self.within.source.position(self.within.locate(offset, offset).start)
         starts = _line_starts(self.text)
         line = bisect_right(starts, offset)
         return Position(line + self.first_line - 1, offset - starts[line - 1] + 1)
@@ -80,6 +88,8 @@ class Source:
         Raises ``IndexError`` for a line that the text does not have.
         """
         starts = _line_starts(self.text)
+        if self.within is not None:
+            line = bisect_right(starts, line, key=lambda start: self.position(start).line)
         line -= self.first_line - 1
         if line < 1:
             raise IndexError(line)
@@ -99,6 +109,14 @@ class Location:
 
     source: Source
     span: Span
+
+    @property
+    def in_file(self) -> Location:
+        """The same place in the file, for a source that stands inside another; itself otherwise."""
+        place = self
+        while place.source.within is not None:
+            place = Location(place.source.within.source, place.source.within.cover(*place.span))
+        return place
 
     def __str__(self) -> str:
         position = self.source.position(self.span.start)
@@ -120,6 +138,8 @@ class Excerpt:
     anchors: tuple[tuple[int, int], ...] = ((0, 0),)
     language: str = "bash"
     """``bash``, or ``console`` for a transcript with prompts and output."""
+    around: Surroundings | None = None
+    """What the file says about the shell that reads the text; None when the file is that text alone."""
 
     @classmethod
     def whole(cls, source: Source, language: str = "bash") -> Excerpt:
@@ -132,6 +152,17 @@ class Excerpt:
             at = self._offset(start)
             return Span(at, at)
         return Span(self._offset(start), self._offset(end - 1) + 1)
+
+    def cover(self, start: int, end: int) -> Span:
+        """The smallest span in the source that holds all of ``text[start:end]``, whatever its order there."""
+        span = self.locate(start, end)
+        first, last = min(span), max(span)
+        for index in range(bisect_right(self.anchors, (start, 1 << 62)), bisect_right(self.anchors, (end - 1, 1 << 62))):
+            text_offset, source_offset = self.anchors[index]
+            before, outer = self.anchors[index - 1]
+            first = min(first, source_offset)
+            last = max(last, source_offset + 1, outer + text_offset - before if before >= start else 0)
+        return Span(first, last)
 
     def _offset(self, offset: int) -> int:
         index = bisect_right(self.anchors, (offset, 1 << 62)) - 1

@@ -176,13 +176,13 @@ def _inline(source: Source, line: Line) -> Iterator[Excerpt]:
         return
     for match in _INLINE.finditer(line.text):
         code = match["code"]
-        if _whole_command(code):
+        if whole_command(code):
             text = code.strip()
             start = line.start + match.start("code") + code.index(text)
             yield Excerpt(source, text, ((0, start),), "bash")
 
 
-def _whole_command(code: str) -> bool:
+def whole_command(code: str) -> bool:
     """Whether inline code is a command that could be typed, rather than the mention of one."""
     text = code.strip()
     prompt = _PROMPT.match(text)
@@ -203,7 +203,17 @@ def _whole_command(code: str) -> bool:
                 ("torch.distributed", "accelerate", "llamafactory", "deepspeed")
             )
         return target.endswith(".py") and len(words) > 1 and not target.endswith("setup.py")
-    if launcher in ("swift", "axolotl", "xtuner", "colossalai", "composer", "horovodrun", "lmf", "llamafactory-cli"):
+    if launcher in (
+        "run",
+        "swift",
+        "axolotl",
+        "xtuner",
+        "colossalai",
+        "composer",
+        "horovodrun",
+        "lmf",
+        "llamafactory-cli",
+    ):
         return len(words) > 1
     return any(word.endswith((".py", ".sh", ".yaml")) or "-m" in words for word in operands)
 
@@ -216,13 +226,13 @@ def _block(source: Source, lines: list[Line], language: str) -> Iterator[Excerpt
     if language in SHELL_LANGUAGES:
         console = any(_PROMPT.match(line.text) for line in lines)
     elif language in PLAIN_LANGUAGES:
-        if not _begins_like_a_launch(lines):
+        if not begins_like_a_launch(lines):
             return
         console = any(_PROMPT.match(line.text) for line in lines)
     elif language in PYTHON_LANGUAGES:
         # A notebook's cell hands lines with ! to a shell; and some documents call every block Python.
-        cell = _begins_like_a_launch([line for line in lines if line.text.startswith("!")])
-        if not cell and (not _begins_like_a_launch(lines) or _is_python(lines)):
+        cell = begins_like_a_launch([line for line in lines if line.text.startswith("!")])
+        if not cell and (not begins_like_a_launch(lines) or is_python(lines)):
             return
         console = cell or any(_PROMPT.match(line.text) for line in lines)
     else:
@@ -234,7 +244,7 @@ def _block(source: Source, lines: list[Line], language: str) -> Iterator[Excerpt
         yield excerpt
 
 
-def _begins_like_a_launch(lines: Sequence[Line]) -> bool:
+def begins_like_a_launch(lines: Sequence[Line]) -> bool:
     pattern = re.compile(_SETTINGS + _STARTERS + _LAUNCHER + r"[ \t]+\S")
     for line in lines:
         text = line.text.lstrip()
@@ -246,7 +256,7 @@ def _begins_like_a_launch(lines: Sequence[Line]) -> bool:
     return False
 
 
-def _is_python(lines: Sequence[Line]) -> bool:
+def is_python(lines: Sequence[Line]) -> bool:
     """Whether a block that holds a line like a launch command is Python all the same (``deepspeed = 2``)."""
     import ast
     import textwrap

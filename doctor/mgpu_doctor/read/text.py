@@ -25,7 +25,25 @@ _KINDS = {
     ".markdown": "markdown",
     ".mdx": "markdown",
     ".rst": "rst",
+    ".ipynb": "notebook",
+    ".py": "python",
+    ".yml": "yaml",
+    ".yaml": "yaml",
+    ".dockerfile": "dockerfile",
+    ".containerfile": "dockerfile",
+    ".mk": "makefile",
+    ".just": "justfile",
 }
+
+_NAMES = {
+    "dockerfile": "dockerfile",
+    "containerfile": "dockerfile",
+    "makefile": "makefile",
+    "gnumakefile": "makefile",
+    "justfile": "justfile",
+    ".justfile": "justfile",
+}
+"""Files that a tool finds by their name: ``Dockerfile``, ``Dockerfile.gpu``, ``GNUmakefile`` …"""
 
 
 def kind_of(path: str, head: bytes = b"") -> str | None:
@@ -33,6 +51,10 @@ def kind_of(path: str, head: bytes = b"") -> str | None:
     ending = os.path.splitext(path)[1].lower()
     if ending in _KINDS:
         return _KINDS[ending]
+    name = os.path.basename(path).lower()
+    named = _NAMES.get(name) or _NAMES.get(name.split(".")[0])
+    if named is not None and ending not in (".py", ".ipynb", ".json", ".am", ".in", ".j2", ".dockerignore", ".txt"):
+        return named
     if not ending and head.startswith(b"#!"):
         first = head.split(b"\n", 1)[0].split()
         names = {part.rsplit(b"/", 1)[-1] for part in first[:1] + first[1:2]} | {first[0][2:].rsplit(b"/", 1)[-1]}
@@ -65,7 +87,35 @@ def read_source(path: str, kind: str | None = None, name: str | None = None) -> 
             data = file.read(LARGEST + 1)
     except OSError as error:
         raise InputError(f"{shown}: {error.strerror or error}") from error
-    return decode(data, shown, kind, path)
+    if kind == "yaml" and not _is_text(data):
+        # Settings and data of any kind have this ending: what is no text is no fault.
+        return None
+    if kind == "python":
+        return _program(data, shown, path)
+    source = decode(data, shown, kind, path)
+    if kind == "notebook":
+        from mgpu_doctor.read.notebook import require_whole
+
+        require_whole(source)
+    return source
+
+
+def _program(data: bytes, name: str, path: str) -> Source:
+    """A Python file; without its text when there is no launch in it, or when Python would not read it as UTF-8."""
+    from mgpu_doctor.read.python_source import mentions_launch
+
+    try:
+        text = data.decode("utf-8") if mentions_launch(data) and b"\0" not in data else ""
+    except UnicodeDecodeError:
+        text = ""
+    return Source(name, text, "python", path)
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        return bool(data.strip()) and b"\0" not in data and data.decode("utf-8") is not None
+    except UnicodeDecodeError:
+        return False
 
 
 def _recognise(path: str) -> str | None:

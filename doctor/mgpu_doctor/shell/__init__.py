@@ -65,13 +65,18 @@ def parse_all(
     Variables that a wrapper drops (``sudo``, ``docker run``, ``ssh``) stand in the command's ``shell_only`` with
     the scope that they had (``export``, ``prefix``); un-exported assignments have the scope ``assignment``.
     """
-    from mgpu_doctor.shell.walk import Context, Outcome, inherit, new_state, read_script
+    from mgpu_doctor.shell.walk import Context, Outcome, enter, inherit, new_state, read_script
 
     state = new_state(environment, positional)
     inherit(state, inherited)
+    around = excerpt.around
+    context = Context(called_from=called_from)
+    if around is not None:
+        enter(state, around)
+        context = Context(called_from=called_from, wrappers=around.wrappers)
     path = excerpt.source.path or excerpt.source.name
     outcome = Outcome(paths=(path,))
-    first = read_script(excerpt, state, Context(called_from=called_from), follow, outcome)
+    first = read_script(excerpt, state, context, follow, outcome)
     return (first, *outcome.followed)
 
 

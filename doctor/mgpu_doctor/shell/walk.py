@@ -7,7 +7,17 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from mgpu_doctor.model.command import Command, Mark, Redirect, Script, SyntaxProblem, Variable, Word, Wrapper
+from mgpu_doctor.model.command import (
+    Command,
+    Mark,
+    Redirect,
+    Script,
+    Surroundings,
+    SyntaxProblem,
+    Variable,
+    Word,
+    Wrapper,
+)
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass, field, replace
@@ -91,7 +101,8 @@ class Outcome:
 def read_script(excerpt: Excerpt, state: State, context: Context, follow: Follow | None, outcome: Outcome) -> Script:
     """Parse and walk one text; ``outcome`` gathers the scripts that its commands call."""
     parsed = parse(excerpt.text)
-    walker = Walker(excerpt, parsed, state, follow, outcome)
+    early = excerpt.around.early if excerpt.around is not None else ()
+    walker = Walker(excerpt, parsed, state, follow, outcome, early)
     walker.items(parsed.items, context)
     walker.uncalled_functions(context)
     marks = tuple(Mark(m.kind, span_of(excerpt, m.start, m.end), m.detail) for m in parsed.marks)
@@ -1228,4 +1239,14 @@ def inherit(state: State, inherited: Iterable[Variable]) -> None:
         state.cells[variable.name] = Cell(bits if variable.value is not None else None, None, True, variable)
 
 
-__all__ = ["Context", "Outcome", "inherit", "new_state", "read_script", "text_of"]
+def enter(state: State, around: Surroundings) -> None:
+    """Put into the state what a file says about the shell that reads a text in it."""
+    if around.place is not None:
+        state.away = state.directory = state.environment = Unknown(f"the command runs {around.place}")
+        state.cut = True
+    elif around.directory is not None:
+        state.directory = around.directory
+    inherit(state, around.variables)
+
+
+__all__ = ["Context", "Outcome", "enter", "inherit", "new_state", "read_script", "text_of"]
