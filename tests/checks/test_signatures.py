@@ -25,7 +25,7 @@ ORDINARY = (
     "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
     "Setting OMP_NUM_THREADS environment variable for each process to be 1 in default, to avoid your system being",
     '  File "/opt/env/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1511, in _call_impl',
-    '  File "/work/train.py", line 12, in <module>',
+    '  File "/home/me/train.py", line 12, in <module>',
     "NCCL INFO Bootstrap : Using eth0:10.0.0.5<0>",
     "Some weights of LlamaForSequenceClassification were not initialized from the model checkpoint at models/base",
     "You are using the default legacy behaviour of the tokenizer.",

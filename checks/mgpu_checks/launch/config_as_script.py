@@ -60,7 +60,7 @@ RULE = Rule(
         Signature(
             r'^\s*File "[^"]+\.(?:ya?ml|json|toml)", line \d+',
             "Python 3.11 under torchrun (torch 2.13.0) and accelerate 1.7.0",
-            '  File "/work/acc.yaml", line 2',
+            '  File "/home/me/acc.yaml", line 2',
         ),
     ),
 )

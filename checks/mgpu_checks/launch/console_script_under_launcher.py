@@ -81,7 +81,7 @@ RULE = Rule(
             r"can't open file '(?:[^']*/)?(?:llamafactory-cli|lmf|accelerate|torchrun|deepspeed|swift|axolotl"
             r"|trl|pytest|vllm|lm_eval|lm-eval|tune|litgpt)': \[Errno 2\]",
             "Python 3.11 under accelerate 1.7.0 and torchrun (torch 2.13.0)",
-            "/opt/env/bin/python: can't open file '/work/llamafactory-cli': [Errno 2] No such file or directory",
+            "/opt/env/bin/python: can't open file '/home/me/llamafactory-cli': [Errno 2] No such file or directory",
         ),
     ),
 )

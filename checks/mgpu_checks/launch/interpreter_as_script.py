@@ -60,7 +60,7 @@ RULE = Rule(
         Signature(
             r"can't open file '(?:[^']*/)?python[\d.]*': \[Errno 2\]",
             "Python 3.11 under accelerate 1.7.0 and torchrun (torch 2.13.0)",
-            "/opt/env/bin/python: can't open file '/work/python': [Errno 2] No such file or directory",
+            "/opt/env/bin/python: can't open file '/home/me/python': [Errno 2] No such file or directory",
         ),
     ),
 )

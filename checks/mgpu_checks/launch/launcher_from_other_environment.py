@@ -73,7 +73,7 @@ RULE = Rule(
             "uv run in a project whose environment has no torch",
             "uv run torchrun --nproc-per-node 4 train.py",
             files={"train.py": "import torch\n", "pyproject.toml": "[project]\nname = 'x'\n"},
-            facts={**_OTHER, "python": {"executable": "/work/x/.venv/bin/python", "prefix": "/work/x/.venv"}},
+            facts={**_OTHER, "python": {"executable": "/srv/x/.venv/bin/python", "prefix": "/srv/x/.venv"}},
         ),
         Example(
             "the torchrun that llamafactory-cli starts",
@@ -140,7 +140,7 @@ RULE = Rule(
         Example(
             "the project's environment has a torchrun of its own",
             "uv run torchrun --nproc-per-node 4 train.py",
-            files={"train.py": "import torch\n", ".venv/bin/torchrun": "#!/work/.venv/bin/python\n"},
+            files={"train.py": "import torch\n", ".venv/bin/torchrun": "#!/srv/x/.venv/bin/python\n"},
             facts=_OTHER,
         ),
         Example(

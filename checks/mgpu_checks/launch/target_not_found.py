@@ -109,7 +109,7 @@ RULE = Rule(
         Signature(
             r"can't open file '[^']+\.(?:py|pyz|sh)': \[Errno 2\]",
             "Python 3.11, the script of python, accelerate, torchrun and deepspeed",
-            "/opt/env/bin/python: can't open file '/work/trian.py': [Errno 2] No such file or directory",
+            "/opt/env/bin/python: can't open file '/home/me/trian.py': [Errno 2] No such file or directory",
         ),
         Signature(
             r"The passed configuration file `[^`]*` does not exist",
