@@ -128,7 +128,7 @@ RULE = Rule(
         ),
         Signature(
             r"version `GLIBC\w*_[\d.]+' not found \(required by \S*flash_attn",
-            "the dynamic loader, for a flash-attn wheel built on a newer system",
+            "glibc 2.36, elf/dl-version.c, for a flash-attn wheel built on a newer system",
             "ImportError: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.32' not found (required by "
             "/opt/env/lib/python3.10/site-packages/flash_attn_2_cuda.cpython-310-x86_64-linux-gnu.so)",
         ),
@@ -182,6 +182,9 @@ def find(case: Case) -> Iterator[Finding]:
     wrong = tuple(_contradictions(case, tags, packages.get("torch")))
     if not wrong:
         return
+    # A newer torch may need a newer flash-attn; for all else the release has a wheel of its own.
+    newer = tags.torch and numbers(packages.get("torch"))[:2] > tags.torch
+    wanted = "flash-attn" if newer else f"flash-attn=={installed.partition('+')[0]}"
     yield report(
         RULE,
         f"flash-attn {installed} was built for {_joined([built for built, _ in wrong])}, but this environment has "
@@ -193,8 +196,8 @@ def find(case: Case) -> Iterator[Finding]:
             *((f"its library calls torch by the names of {_abi(abi)}",) if abi is not None else ()),
         ),
         fix=Fix(
-            "reinstall flash-attn for this torch",
-            commands=("pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation flash-attn",),
+            "reinstall flash-attn for this torch: its wheel where there is one, else it is compiled",
+            commands=(f'pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation "{wanted}"',),
         ),
         alternatives=(Fix("or remove it", commands=("pip uninstall flash-attn",)),),
     )
