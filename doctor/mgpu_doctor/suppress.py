@@ -18,6 +18,7 @@ from mgpu_doctor.model.source import Source, Span
 _DIRECTIVE = pattern(
     r"(?:\#|<!--|//|^\.\.)\s*mgpu-doctor:\s*(?P<scope>ignore-file|ignore)\s*(?:\[(?P<names>[^\]\n]*)\])?(?P<reason>[^\n]*)"
 )
+_DRESSING = pattern(r"^[ \t]*\"|(?:\\n)?\",?[ \t]*$")
 _FAMILY = pattern(r"([a-z]{2,6}[0-9]{0,2})x{0,2}\Z")
 
 
@@ -74,7 +75,7 @@ def read_directives(
     for match in _DIRECTIVE.finditer(source.text):
         line = source.position(match.start()).line
         names = tuple(name.strip() for name in (match["names"] or "").split(",") if name.strip())
-        reason = match["reason"].replace("-->", "").strip(" \t\r:-—")
+        reason = _undressed(source, match["reason"]).replace("-->", "").strip(" \t\r:-—")
         if not names or not reason:
             missing = "rules, like ignore[MGD301]" if not names else "a reason behind the bracket"
             problems.append(Problem("suppression", f"{source.name}:{line}", f"accepts nothing: it lacks {missing}"))
@@ -87,13 +88,20 @@ def read_directives(
 def _reach(source: Source, scope: str, line: int, start: int, ends: dict[int, int]) -> tuple[int, int]:
     if scope == "ignore-file":
         return 1, source.line_count
-    before = source.text[source.line_span(line).start : start]
+    before = _undressed(source, source.text[source.line_span(line).start : start])
     if before.strip():
         return line, max(line, ends.get(line, line))
     below = line + 1
-    while below < source.line_count and _is_passed_over(source.slice(source.line_span(below))):
+    while below < source.line_count and _is_passed_over(_undressed(source, source.slice(source.line_span(below)))):
         below += 1
     return line, max(below, ends.get(below, below))
+
+
+def _undressed(source: Source, text: str) -> str:
+    """A line of a notebook without the JSON around it; any other line as it is."""
+    if source.kind != "notebook":
+        return text
+    return _DRESSING.sub("", text)
 
 
 def _is_passed_over(text: str) -> bool:

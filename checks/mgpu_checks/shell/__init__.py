@@ -71,6 +71,9 @@ def region_of(script: Script) -> tuple[str, int]:
     text = script.source.text
     if not excerpt.text:
         return "", 0
+    if script.source.kind == "notebook":
+        # Each line with ! is a script of its own; the cells' text is what they share.
+        return text, 0
     start = line_start(script.source, excerpt.locate(0, 1).start)
     end = line_end(script.source, excerpt.locate(len(excerpt.text) - 1, len(excerpt.text)).start)
     if script.source.kind == "markdown":

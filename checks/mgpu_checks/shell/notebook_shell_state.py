@@ -37,11 +37,27 @@ RULE = Rule(
         Example("a variable", "!export CUDA_VISIBLE_DEVICES=0,1\n!python train.py"),
         Example("set alone", "!CUDA_VISIBLE_DEVICES=0,1\n!python train.py"),
         Example("in a document", lint=("a.md",), files={"a.md": "```\n!cd work\n!torchrun train.py\n```\n"}),
+        Example(
+            "in a notebook",
+            lint=("a.ipynb",),
+            files={
+                "a.ipynb": '{"cells": [{"cell_type": "code", "source": ["!cd work"]}, '
+                '{"cell_type": "code", "source": ["!torchrun --nproc_per_node 2 train.py"]}], "metadata": {}}'
+            },
+        ),
         Example("in a cell", lint=("a.md",), files={"a.md": "```python\nx = 1\n!cd work\n!torchrun train.py\n```\n"}),
     ),
     good=(
         Example("on one line", "!cd work && torchrun --nproc_per_node 2 train.py"),
         Example("magic", "%cd work\n!torchrun --nproc_per_node 2 train.py"),
+        Example(
+            "a magic in a notebook",
+            lint=("a.ipynb",),
+            files={
+                "a.ipynb": '{"cells": [{"cell_type": "code", "source": ["%cd work\\n", "!ls\\n", '
+                '"!torchrun --nproc_per_node 2 train.py"]}], "metadata": {}}'
+            },
+        ),
         Example("a shell script", "cd work\ntorchrun --nproc_per_node 2 train.py"),
         Example("no launch", "!cd work\n!ls"),
     ),
@@ -60,12 +76,12 @@ def find(case: Case) -> Iterator[Finding]:
     """``!`` lines that set something, above a ``!`` line that launches."""
     launching = {id(launch.command) for launch in case.launches}
     for script in case.scripts:
-        text, offset = region_of(script)
-        if "!" not in text:
-            continue
         last = max(
             (c.span.start for c in script.commands if id(c) in launching and _is_banged(script, c.span)), default=-1
         )
+        if last < 0:
+            continue
+        text, offset = region_of(script)
         for match in _LINE.finditer(text):
             if offset + match.start() < last:
                 yield _finding(script, match, offset)

@@ -106,6 +106,8 @@ def find(case: Case) -> Iterator[Finding]:
             if location is None or location in seen or not is_knob(variable.name):
                 continue
             seen.add(location)
+            if location.source.slice(location.span).startswith("%"):
+                continue  # a notebook's magic, told above
             finding = _in_variable(variable, location)
             if finding is not None:
                 yield finding

@@ -43,7 +43,7 @@ def cells(text: str) -> int:
 
 def excerpt(location: Location, width: int = 100) -> tuple[ExcerptLine, ...]:
     """The lines that a location covers, each no wider than ``width`` cells, the marked words in sight."""
-    source, span = location.source, location.span
+    source, span = location.in_file.source, location.in_file.span
     first = source.position(span.start).line
     last = source.position(max(span.start, span.end - 1)).line
     numbers = range(first, last + 1)
