@@ -17,6 +17,7 @@ from mgpu_checks.host import (
     limits_too_low,
     memlock_too_small,
     nccl_setting_harmful,
+    nvml_unavailable,
     orphaned_gpu_memory,
     peer_to_peer_broken,
     platform_without_nccl,
@@ -467,3 +468,42 @@ def test_different_gpus_are_advice_until_somebody_chooses_by_index() -> None:
 
 def severities(findings: tuple[Finding, ...]) -> list[Severity]:
     return [finding.severity for finding in findings]
+
+
+def test_a_fabric_manager_that_is_not_there_is_to_be_installed() -> None:
+    facts = {"nvswitch": True, "driver": "570.133.20", "services": {"nvidia-fabricmanager": "not installed"}}
+    (finding,) = found(fabric_manager_down, None, facts=facts)
+    assert finding.fix is not None
+    assert "install the fabric manager 570.133.20" in finding.fix.title
+    assert finding.fix.commands == ("sudo systemctl enable --now nvidia-fabricmanager",)
+
+
+def test_services_of_the_host_are_not_started_from_inside_a_container() -> None:
+    gpu = {"index": 0, "name": "NVIDIA H200", "fabric_state": "in progress"}
+    facts = {"nvswitch": True, "container": {"runtime": "containerd"}, "gpus": [gpu]}
+    (finding,) = found(fabric_manager_down, None, facts=facts)
+    assert finding.fix is not None
+    assert finding.fix.commands == ()
+    assert finding.fix.title.startswith("on the host")
+
+
+def test_a_container_that_lost_its_gpus_is_started_anew() -> None:
+    (inside,) = found(nvml_unavailable, None, facts={"container": "docker", "nvml_error": "Unknown Error"})
+    (outside,) = found(nvml_unavailable, None, facts={"container": None, "nvml_error": "Unknown Error"})
+    assert inside.fix is not None
+    assert outside.fix is not None
+    assert "start the container anew" in inside.fix.title
+    assert "container" not in outside.fix.title
+
+
+@pytest.mark.parametrize(("accelerate", "helps"), [("0.26.1", False), ("0.30.1", True)])
+def test_a_new_driver_is_no_cure_for_an_accelerate_that_does_not_ask_for_it(accelerate: str, helps: bool) -> None:
+    cards = [{"index": index, "name": "NVIDIA GeForce RTX 4090", "memory_gib": 24} for index in range(2)]
+    facts = {
+        "gpus": cards,
+        "driver": "535.154.05",
+        "packages": {"torch": "2.2.2+cu121", "accelerate": accelerate, "transformers": "4.41.2"},
+    }
+    (finding,) = found(peer_to_peer_broken, "torchrun --nproc_per_node 2 t.py", files=TRAINER, facts=facts)
+    (other,) = finding.alternatives
+    assert other.title.startswith("install a driver") is helps

@@ -53,6 +53,7 @@ CPU_BUILD: Mapping[str, object] = {"packages": {"torch": "2.3.1+cpu"}, "torch_cu
 V100 = {
     "gpus": [{"index": index, "name": "Tesla V100-SXM2-32GB", "compute_capability": "7.0"} for index in range(8)],
 }
+INDEX = "--index-url https://download.pytorch.org/whl"
 EVERYWHERE = pytest.mark.parametrize(
     "environment", [pytest.param(name, marks=requires_oracle(name)) for name in ENVIRONMENTS]
 )
@@ -835,3 +836,64 @@ def test_odd_facts_break_no_rule(facts: dict[str, object], command: str | None) 
         report = diagnose(Request(command=command, facts=str(file), directory=top), Registry(checks, ()))
     crashed = [(outcome.code, outcome.reason) for outcome in report.outcomes if outcome.kind is OutcomeKind.CRASHED]
     assert not crashed
+
+
+# What the fixes say
+
+
+@pytest.mark.parametrize(
+    ("packages", "command"),
+    [
+        ({"torch": "2.4.0+cu121", "deepspeed": "0.14.2"}, "pip install 'deepspeed>=0.14.4'"),
+        ({"torch": "2.1.2+cu121", "transformers": "5.0.0"}, f'pip install "torch==2.2.0+cu121" {INDEX}/cu121'),
+        ({"torch": "2.1.2", "transformers": "5.0.0"}, None),
+        (
+            {"torch": "2.4.0+cu121", "torchvision": "0.20.1"},
+            f'pip install --no-deps "torchvision==0.19.*" {INDEX}/cu121',
+        ),
+        ({"torch": "2.4.0", "torchvision": "0.20.1"}, 'pip install --no-deps "torchvision==0.19.*"'),
+    ],
+)
+def test_no_fix_brings_another_cuda_by_the_way(packages: dict[str, str], command: str | None) -> None:
+    (finding,) = found(version_out_of_range, None, facts={"packages": packages})
+    assert finding.fix is not None
+    assert finding.fix.commands == ((command,) if command else ())
+
+
+@pytest.mark.parametrize(
+    ("build", "command"),
+    [
+        ("1.9.0=py3.8_cpu_0", 'conda install -c pytorch -c nvidia "pytorch=1.9.0=*cuda*"'),
+        ("2.6.0=cpu_generic_py312h1_0", 'conda install -c conda-forge "pytorch=2.6.0=*cuda*"'),
+    ],
+)
+def test_what_conda_installed_conda_replaces(build: str, command: str) -> None:
+    version = build.partition("=")[0]
+    facts = {"packages": {"torch": version}, "torch_cuda": None, "conda": {"pytorch": build}}
+    (finding,) = found(torch_without_cuda, None, facts=facts)
+    assert finding.fix is not None
+    assert finding.fix.commands == (command,)
+
+
+@pytest.mark.parametrize(
+    ("torch", "wanted"),
+    [("2.2.2+cu121", "flash-attn==2.5.8"), ("2.6.0+cu124", "flash-attn"), ("2.3.0", "flash-attn==2.5.8")],
+)
+def test_the_same_flash_attn_unless_torch_is_newer(torch: str, wanted: str) -> None:
+    wheel = "flash_attn-2.5.8+cu122torch2.3cxx11abiFALSE-cp39-cp39-linux_x86_64.whl"
+    facts = {
+        "packages": {"torch": torch, "flash-attn": "2.5.8"},
+        "wheels": {"flash-attn": wheel},
+        "python": {"version": "3.10.14"},
+    }
+    (finding,) = found(flash_attn_abi, None, facts=facts)
+    assert finding.fix is not None
+    assert finding.fix.commands[0].endswith(f'"{wanted}"')
+
+
+def test_the_numbers_of_linux_drivers_are_not_told_to_windows() -> None:
+    facts = {"packages": {"torch": "2.3.1+cu121"}, "torch_cuda": "12.1", "driver": "512.78"}
+    (windows,) = found(driver_too_old, None, facts={**facts, "platform": "Windows-11-10.0.22631"})
+    (linux,) = found(driver_too_old, None, facts=facts)
+    assert "driver 525 or newer" in windows.message
+    assert "driver 525.60.13 or newer" in linux.message

@@ -173,6 +173,6 @@ def _shared(case: Case, job: Job) -> bool:
 
 def _fix(gpus: tuple[Gpu, ...]) -> Fix:
     return Fix(
-        "let several processes in, where the machine's owner agrees",
+        "set the default mode, where the machine's owner agrees",
         commands=tuple(f"sudo nvidia-smi -i {gpu.index} -c DEFAULT" for gpu in gpus),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mgpu_checks.host import jobs
+from mgpu_checks.host import in_container, jobs
 from mgpu_doctor.authoring import (
     Case,
     Example,
@@ -117,9 +117,9 @@ def find(case: Case) -> Iterator[Finding]:
     versions = _mismatch(case)
     registered = bool(states) and not waiting
     if service in _STOPPED and not (registered and service != "failed"):
-        yield _stopped(service, versions, waiting, registered=registered)
+        yield _stopped(case, service, versions, waiting, registered=registered)
     elif waiting:
-        yield _waiting(waiting)
+        yield _waiting(case, waiting)
     elif versions is not None and (service == "active" or not registered):
         yield _other_version(*versions, running=service == "active")
 
@@ -147,7 +147,7 @@ def _plain(version: str) -> str:
 
 
 def _stopped(
-    service: str | None, versions: tuple[str, str] | None, waiting: dict[int, str], *, registered: bool
+    case: Case, service: str | None, versions: tuple[str, str] | None, waiting: dict[int, str], *, registered: bool
 ) -> Finding:
     why = ""
     if versions is not None:
@@ -156,23 +156,35 @@ def _stopped(
     evidence += [f"GPU {index}: {state}" for index, state in waiting.items()]
     return report(
         RULE,
-        f"This machine has NVSwitches, but {SERVICE} is {service}: CUDA does not start (error 802, system not yet "
-        f"initialized) or GPUs lose their NVLink.{why}",
+        f"This machine has NVSwitches, but {SERVICE} {_SAID.get(str(service), f'is {service}')}: CUDA does not start "
+        f"(error 802, system not yet initialized) or GPUs lose their NVLink.{why}",
         subject=SERVICE,
         severity=Severity.WARNING if registered else None,
         evidence=evidence,
-        fix=_fix(versions),
+        fix=_install(case) if service == "not installed" else _fix(case, versions),
     )
 
 
-def _fix(versions: tuple[str, str] | None) -> Fix:
+_SAID = {"failed": "has failed", "inactive": "does not run", "dead": "does not run"}
+
+
+def _install(case: Case) -> Fix:
+    driver = _plain(case.facts.driver) if isinstance(case.facts.driver, str) else ""
+    version = f" {driver}, the driver's own version" if driver else " of exactly the driver's version"
+    start = f"sudo systemctl enable --now {SERVICE}"
+    return Fix(f"install the fabric manager{version}, then start it", commands=() if in_container(case) else (start,))
+
+
+def _fix(case: Case, versions: tuple[str, str] | None) -> Fix:
+    if in_container(case):
+        return Fix("on the host: start the fabric manager of the driver's version, and look at its log")
     start = f"sudo systemctl restart {SERVICE}"
     if versions is None:
         return Fix("start it and look at its log", commands=(start, f"journalctl -u {SERVICE}"))
     return Fix(f"install the fabric manager {versions[1]}, the driver's own version, then start it", commands=(start,))
 
 
-def _waiting(waiting: dict[int, str]) -> Finding:
+def _waiting(case: Case, waiting: dict[int, str]) -> Finding:
     names = ", ".join(map(str, sorted(waiting)))
     return report(
         RULE,
@@ -181,7 +193,7 @@ def _waiting(waiting: dict[int, str]) -> Finding:
         "work.",
         subject=f"GPU {names}",
         evidence=tuple(f"GPU {index}: {state}" for index, state in sorted(waiting.items())),
-        fix=Fix("look at the fabric manager's log and start it again", commands=(f"sudo systemctl restart {SERVICE}",)),
+        fix=_fix(case, None),
     )
 
 

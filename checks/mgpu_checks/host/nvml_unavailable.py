@@ -182,6 +182,13 @@ def _explained(case: Case, error: str) -> tuple[str, Fix, Severity]:
             Fix("look at the kernel log; keep the driver loaded", commands=("sudo nvidia-smi -pm 1",)),
             Severity.WARNING,
         )
+    if in_container(case) and "unknown error" in lowered:
+        lost = "it has lost the GPUs that it was started with, as after `systemctl daemon-reload` on the host"
+        return (
+            f"NVML does not work in this container ({error}): {lost}; CUDA programs that start now see none.",
+            Fix("start the container anew (docker restart); --device=/dev/nvidia0 … or CDI keeps it from happening"),
+            Severity.ERROR,
+        )
     where = "in this container" if in_container(case) else "on this machine"
     return (
         f"NVML does not work {where} ({error}): CUDA programs most likely see no GPU.",

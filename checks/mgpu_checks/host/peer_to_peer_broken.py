@@ -412,15 +412,18 @@ def _refused(case: Case, job: Job) -> Finding | None:
     command = launch.command
     words = " ".join(f"{name}=1" for name in missing)
     place: Location = job.place
+    reads_driver = numbers(release) >= (0, 29)
+    driver = f" with driver {case.facts.driver}" if reads_driver else " whatever the driver is"
+    newer = "install a driver of 550.40.07 or later"
     return report(
         RULE,
-        f"accelerate {release} refuses {cards} with driver {case.facts.driver} (NotImplementedError) unless "
+        f"accelerate {release} refuses {cards}{driver} (NotImplementedError) unless "
         f"{' and '.join(names)} are set; only `accelerate launch` for several processes sets them by itself.",
         place,
         severity=Severity.ERROR,
         evidence=(f"driver: {case.facts.driver}", f"accelerate: {release}"),
         fix=Fix(f"set {' and '.join(missing)}", (insert(command.source, command.span.start, words + " "),)),
-        alternatives=(Fix("install a driver of 550.40.07 or later"),),
+        alternatives=(Fix(newer if reads_driver else f"update accelerate to 0.29 or later, and {newer}"),),
     )
 
 

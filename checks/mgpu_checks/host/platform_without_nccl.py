@@ -129,7 +129,7 @@ def find(case: Case) -> Iterator[Finding]:
                 f"This machine runs {'Windows' if windows else 'macOS'}: {reason}.",
                 place_of(launch),
                 evidence=(f"platform: {platform}",),
-                fix=_fix(windows=windows),
+                fix=_fix(launch, windows=windows),
             )
 
 
@@ -169,7 +169,9 @@ def _without_nccl(case: Case, launch: Launch, *, windows: bool) -> str | None:
     return None
 
 
-def _fix(*, windows: bool) -> Fix:
-    if windows:
+def _fix(launch: Launch, *, windows: bool) -> Fix:
+    if windows and launch.distributed_layers and all(layer.implied for layer in launch.distributed_layers):
         return Fix("run it in WSL 2 or on Linux; or use one GPU", commands=("set CUDA_VISIBLE_DEVICES=0",))
+    if windows:
+        return Fix("run it in WSL 2 or on Linux; or on one GPU, started by python itself and without ranks")
     return Fix("run it on Linux with NVIDIA GPUs, or ask for the gloo backend")

@@ -215,7 +215,8 @@ def _undefined(argument: Given, name: str, info: ConfigFile) -> Finding:
     similar = closest(name, known)
     text = argument.location.source.slice(argument.location.span)
     at = text.rfind(name)
-    fix = Fix(f"Register {name} in {info.name}, or use one of: {', '.join(known[:5])}")
+    others = f", or use one of: {', '.join(known[:5])}" if known else ""
+    fix = Fix(f"Register {name} in {info.name}{others}")
     if similar and at >= 0:
         start = argument.location.span.start + at
         fix = Fix(f"Write {similar[0]}", (Edit(argument.location.source, Span(start, start + len(name)), similar[0]),))

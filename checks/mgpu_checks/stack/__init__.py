@@ -194,7 +194,7 @@ def runtime_package(case: Case) -> str | None:
     ``nvidia-cuda-runtime-cu12==12.4.127`` (metadata of torch 2.6.0 and 2.9.1).
     """
     packages = case.facts.packages
-    if isinstance(packages, Unknown) or _conda_build(case) is not None or not _is_linux(case) or is_arm(case):
+    if isinstance(packages, Unknown) or _conda_build(case) is not None or not is_linux(case) or is_arm(case):
         return None
     found = {
         name: packages[name] for name in ("nvidia-cuda-runtime-cu11", "nvidia-cuda-runtime-cu12") if name in packages
@@ -210,7 +210,8 @@ def is_arm(case: Case) -> bool:
     return isinstance(machine, str) and ("aarch64" in machine.lower() or "arm64" in machine.lower())
 
 
-def _is_linux(case: Case) -> bool:
+def is_linux(case: Case) -> bool:
+    """Whether the machine runs Linux, or nothing tells what it runs."""
     machine = case.facts.platform
     return isinstance(machine, Unknown) or machine.lower().startswith("linux")
 

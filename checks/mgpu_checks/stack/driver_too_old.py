@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgpu_checks.stack import numbers, nvidia_gpus, torch_cuda, users, variable, version
+from mgpu_checks.stack import is_linux, numbers, nvidia_gpus, torch_cuda, users, variable, version
 from mgpu_checks.stack.torch_builds import install_command, minimum_driver, runs_on_driver
 from mgpu_doctor.authoring import Case, Example, Finding, Fix, Launch, Reference, Rule, Severity, Signature, report
 
@@ -110,7 +110,9 @@ def find(case: Case) -> Iterator[Finding]:
     minimum = minimum_driver(cuda)
     if minimum is None or runs_on_driver(cuda, driver) is not False or _may_be_compatible(case, found[0], cuda):
         return
-    wanted = ".".join(f"{part:02}" if at else str(part) for at, part in enumerate(minimum))
+    # The full numbers are those of Linux.
+    shown = minimum if is_linux(case) else minimum[:1]
+    wanted = ".".join(f"{part:02}" if at else str(part) for at, part in enumerate(shown))
     install = install_command(case, torch, gpus)
     older = (Fix("or install torch for a CUDA that this driver runs", commands=(install,)),) if install else ()
     yield report(

@@ -386,7 +386,10 @@ def _effect(case: Case, wish: Wish) -> tuple[Severity, str]:
         return Severity.ERROR, ", and accelerate trains in fp16 instead"
     vllm = case.facts.package_version("vllm")
     if wish.who == "vllm" and isinstance(vllm, str) and is_before(vllm, *VLLM_SEEN):
-        return Severity.ERROR, ', and vLLM stops with "Bfloat16 is only supported on GPUs with compute capability of"'
+        return (
+            Severity.ERROR,
+            ', and vLLM stops with "Bfloat16 is only supported on GPUs with compute capability of at least 8.0"',
+        )
     torch = case.facts.package_version("torch")
     emulated = None if isinstance(torch, Unknown) else is_before(torch, *EMULATED_SINCE) is False
     if wish.who == "trainer":

@@ -146,6 +146,21 @@ def newer_command(case: Case, torch: str, gpus: tuple[Gpu, ...]) -> str | None:
     return None
 
 
+def same_cuda_command(name: str, version: str, torch: str) -> str | None:
+    """The pip command for a version of ``name`` (torch or torchvision) from the index that torch came from.
+
+    None where torch's version does not tell that index, or where it is not known to hold that release of torch.
+    """
+    tag = torch.partition("+")[2]
+    cuda = next((cuda for _, cuda in WHEEL_ARCHS if _tag(cuda) == tag), None)
+    release = _release(version) if name == "torch" else _release(torch)
+    if cuda is None or (release, cuda) not in WHEEL_ARCHS:
+        return None
+    wanted = f"torch=={version}+{tag}" if name == "torch" else f"{name}=={version}"
+    alone = "" if name == "torch" else "--no-deps "
+    return f'pip install {alone}"{wanted}" --index-url https://download.pytorch.org/whl/{tag}'
+
+
 def _newest_suitable(case: Case, release: str, gpus: tuple[Gpu, ...]) -> str | None:
     driver = known_driver(case)
     if driver is None or is_arm(case):

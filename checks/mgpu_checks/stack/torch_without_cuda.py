@@ -15,6 +15,7 @@ from mgpu_doctor.authoring import (
     Rule,
     Severity,
     Signature,
+    Unknown,
     report,
 )
 
@@ -105,7 +106,7 @@ def find(case: Case) -> Iterator[Finding]:
     gpus = case.require(nvidia_gpus(case))
     if torch is None or not gpus or case.require(torch_cuda(case)) is not None:
         return
-    install = install_command(case, torch, gpus)
+    install = _conda_command(case) or install_command(case, torch, gpus)
     fix = Fix("install a build of torch with CUDA", commands=(install,) if install else ())
     yield report(
         RULE,
@@ -115,6 +116,18 @@ def find(case: Case) -> Iterator[Finding]:
         evidence=tuple(_evidence(case)),
         fix=fix,
     )
+
+
+def _conda_command(case: Case) -> str | None:
+    """What makes conda choose a build with CUDA, where it was conda that installed torch."""
+    conda = case.facts.conda
+    found = None if isinstance(conda, Unknown) else conda.get("pytorch")
+    if not found:
+        return None
+    version, _, build = found.partition("=")
+    # pytorch's own channel names its builds py3.8_cpu_0, conda-forge cpu_generic_py312…
+    channels = "-c pytorch -c nvidia" if build.startswith("py") else "-c conda-forge"
+    return f'conda install {channels} "pytorch={version}=*cuda*"'
 
 
 def _evidence(case: Case) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from mgpu_checks.engine import is_training, trains_with_arguments
 from mgpu_checks.stack import is_here, is_machine_alone, numbers, variable
 from mgpu_checks.stack.demands import CHECKED_WHEN_IMPORTED, DEMANDS, TORCHVISION, Demand
+from mgpu_checks.stack.torch_builds import same_cuda_command
 from mgpu_doctor.authoring import (
     Case,
     Example,
@@ -497,8 +498,26 @@ def _demanded(launch: Launch | None, demand: Demand, version: str, found: str) -
         f"{wanted_here}, and {found} is installed{early}: {effect} ({_shortened(says)}).",
         _place(launch, demand),
         subject=f"{demand.needs} {found}",
-        fix=Fix(f"install a fitting {demand.needs}", commands=(f"pip install '{wanted}'",)),
+        fix=_remedy(demand, found, wanted, least),
     )
+
+
+def _remedy(demand: Demand, found: str, wanted: str, least: str) -> Fix:
+    """What to install: never just another torch, which would bring another CUDA."""
+    if demand.needs != "torch":
+        return Fix(f"install a fitting {demand.needs}", commands=(f"pip install '{wanted}'",))
+    if demand.of == "deepspeed":
+        return Fix(
+            "update deepspeed, which works with this torch from 0.14.4 on",
+            commands=("pip install 'deepspeed>=0.14.4'",),
+        )
+    if demand.when == "fsdp" and satisfies(found, ">=2.1.0.a0"):
+        return Fix(
+            "update accelerate, which takes pre-releases from 0.34.2 on", commands=("pip install 'accelerate>=0.34.2'",)
+        )
+    command = same_cuda_command("torch", least, found)
+    older = f", or an older {demand.of}" if demand.of == "transformers" else ""
+    return Fix(f"install torch {least} or newer for the same CUDA{older}", commands=(command,) if command else ())
 
 
 def _shortened(text: str) -> str:
@@ -547,8 +566,12 @@ def _declared_finding(of: str, version: str, needs: str, found: str, specifiers:
     checked = of == "transformers" and needs in CHECKED_WHEN_IMPORTED and is_before(version, 4, 33, 3) is False
     if checked:
         severity, effect = Severity.ERROR, f"importing {of} stops with an ImportError"
+    elif of == "torchvision":
+        severity, effect = Severity.WARNING, 'its import fails with "operator torchvision::nms does not exist"'
     elif needs == "torch":
         severity, effect = Severity.WARNING, f"{of} was not made for that torch"
+    elif of == "llamafactory" and needs in ("transformers", "datasets", "accelerate", "peft", "trl"):
+        severity, effect = Severity.WARNING, "LLaMA-Factory compares the two when it starts, and most likely stops"
     elif _is_too_old(found, specifiers):
         severity, effect = Severity.WARNING, f"{of} may use what is not there yet"
     else:
@@ -558,5 +581,16 @@ def _declared_finding(of: str, version: str, needs: str, found: str, specifiers:
         f"{of} {version} declares {needs} {specifiers}, and {found} is installed: {effect}.",
         subject=f"{needs} {found}",
         severity=severity,
-        fix=Fix(f"install versions of {of} and {needs} that go together", commands=("pip check",)),
+        fix=_together(of, needs, found, specifiers),
     )
+
+
+def _together(of: str, needs: str, found: str, specifiers: str) -> Fix:
+    if needs != "torch":
+        return Fix(f"install a {needs} that {of} declares", commands=(f"pip install '{needs}{specifiers}'",))
+    fitting = next((vision for vision, torch in TORCHVISION.items() if torch == numbers(found)[:2]), None)
+    if of != "torchvision" or fitting is None:
+        return Fix(f"install a {of} that is made for torch {found}", commands=("pip check",))
+    version = ".".join(map(str, fitting)) + ".*"
+    command = same_cuda_command("torchvision", version, found) or f'pip install --no-deps "torchvision=={version}"'
+    return Fix(f"install the torchvision of torch {found}", commands=(command,))
