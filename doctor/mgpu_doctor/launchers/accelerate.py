@@ -30,6 +30,9 @@ from mgpu_doctor.model.source import Source, Span
 LAUNCHER = "accelerate"
 DEFAULT_PORT = 29500
 DEFAULT_CONFIG = "default_config.yaml"
+
+MOST_VALUES, MOST_TEXT = 1_000, 100_000
+"""Entries and characters that the user's default file may have; aliases make a small file stand for billions."""
 MODULES = frozenset({"accelerate.commands.launch"})
 CLI_MODULES = frozenset({"accelerate.commands.accelerate_cli"})
 PARADIGMS = ("multi_gpu", "tpu", "use_deepspeed", "use_fsdp", "use_megatron_lm")
@@ -190,20 +193,27 @@ def read_default_config(text: str) -> ConfigFile:
     if not isinstance(data, dict):
         return ConfigFile("accelerate", DEFAULT_CONFIG, source, {}, data, "not a mapping")
     values: dict[tuple[str, ...], ConfigValue] = {}
-    _collect(data, (), text, values)
+    if len(text) > MOST_TEXT or not _collect(data, (), text, values):
+        problem = "it holds too many values (aliases that multiply?)"
+        return ConfigFile("accelerate", DEFAULT_CONFIG, source, {}, None, problem, unseen=True)
     return ConfigFile("accelerate", DEFAULT_CONFIG, source, values, data)
 
 
-def _collect(data: object, path: tuple[str, ...], text: str, values: dict[tuple[str, ...], ConfigValue]) -> None:
+def _collect(data: object, path: tuple[str, ...], text: str, values: dict[tuple[str, ...], ConfigValue]) -> bool:
+    """Every entry below ``path``; False where there are more than a configuration has."""
     if not isinstance(data, dict):
-        return
+        return True
     for key, value in data.items():
+        if len(values) >= MOST_VALUES:
+            return False
         here = (*path, str(key))
         at = max(text.find(f"{key}:"), 0)
         end = text.find("\n", at)
         line = Span(at, len(text) if end < 0 else end)
         values[here] = ConfigValue(here, value, Span(at, min(at + len(str(key)), line.end)), line)
-        _collect(value, here, text, values)
+        if not _collect(value, here, text, values):
+            return False
+    return True
 
 
 def _usable(config: ConfigFile | Unknown | None) -> ConfigFile | Unknown | None:

@@ -26,6 +26,9 @@ MAX_VALUES = 20_000
 
 MAX_DEPTH = 60
 
+MOST_MARKS = 40_000
+"""Lines and commas of a YAML file that are still taken for a configuration: PyYAML reads some fifty a millisecond."""
+
 _BLANKS = pattern(r"[ \t\r\n]*")
 _SCALAR = pattern(r"[^\s,\]}]+")
 
@@ -85,6 +88,8 @@ def _done(source: Source, role: str, values: _Values, data: object) -> ConfigFil
 def _read_yaml(source: Source, role: str) -> ConfigFile:
     import yaml
 
+    if source.text.count("\n") + source.text.count(",") > MOST_MARKS:
+        return _broken(source, role, "it is too long for a configuration", None, unseen=True)
     base: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = source.text.removeprefix("\ufeff")
     ahead = len(source.text) - len(text)

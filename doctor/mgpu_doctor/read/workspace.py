@@ -50,6 +50,7 @@ class LocalWorkspace:
         self._kinds: dict[str, str | Unknown] = {}
         self._texts: dict[str, str | Unknown] = {}
         self._programs: dict[str, Program | Unknown] = {}
+        self._configs: dict[tuple[str, str, str], ConfigFile] = {}
         self._folders: dict[str, ModelFolder | Unknown] = {}
 
     def kind(self, path: str, directory: str | Unknown | None = None) -> str | Unknown:
@@ -117,7 +118,10 @@ class LocalWorkspace:
             return unread_config(path, role, place.reason, exists, unseen=True)
         text = self._text(place)
         if not isinstance(text, Unknown):
-            return read_config(Source(place.shown, text, "config", place.full), role)
+            key = (place.full, place.shown, role)
+            if key not in self._configs:
+                self._configs[key] = read_config(Source(place.shown, text, "config", place.full), role)
+            return self._configs[key]
         seen = self._look(place.full)
         if seen == "missing":
             is_missing = place.certain and self._would_be_here(place)
