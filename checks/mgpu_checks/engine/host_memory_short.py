@@ -64,7 +64,7 @@ RULE = Rule(
     ),
     bad=(
         Example("ZeRO-2, 70 B parameters offloaded", _SFT, files=_zero(2, "cpu"), facts=_host(512)),
-        Example("ZeRO-3, 70 B parameters offloaded", _SFT, files=_zero(3, "cpu"), facts=_host(768)),
+        Example("ZeRO-3, 70 B parameters offloaded", _SFT, files=_zero(3, "cpu"), facts=_host(700)),
         Example(
             "eight processes convert 13 B parameters to 32 bits",
             "torchrun --nproc-per-node 8 train.py --output_dir out",
@@ -159,10 +159,10 @@ def _finding(launch: Launch, need: MemoryNeed, part: MemoryPart, memory: int) ->
         )
     return report(
         RULE,
-        f"{part.why}: at least {gib(part.low)} for {need.parameters / 1e9:.1f} billion parameters, and the host has "
-        f"{gib(memory)}. The kernel would kill a process with signal 9.",
+        f"What is offloaded of {need.model} takes at least {gib(part.low)} of host memory, and the host has "
+        f"{gib(memory)}: the kernel would kill a process with signal 9.",
         place,
         subject=need.model,
-        evidence=(f"{need.parameters:,} parameters, from {need.origin}",),
+        evidence=(part.why, f"{need.parameters / 1e9:.2f} billion parameters, from {need.origin}"),
         fix=Fix("Offload to NVMe, use more nodes, keep the optimizer on the cards, or train an adapter (LoRA)"),
     )

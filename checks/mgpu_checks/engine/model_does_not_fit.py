@@ -90,6 +90,11 @@ RULE = Rule(
             facts={**_70B, "gpus": _4090},
         ),
         Example(
+            "one card, and a device map that leaves the rest in host memory",
+            "CUDA_VISIBLE_DEVICES=0 llamafactory-cli chat --model_name_or_path org/model --template default",
+            facts=_70B,
+        ),
+        Example(
             "others hold the memory",
             "CUDA_VISIBLE_DEVICES=0 python generate.py",
             files={"generate.py": _GENERATE},
@@ -124,6 +129,15 @@ RULE = Rule(
             "an optimizer that keeps little",
             _SFT + "--finetuning_type full --optim adafactor",
             facts=_8B,
+        ),
+        Example(
+            "Unsloth loads in four bits unless told otherwise",
+            "CUDA_VISIBLE_DEVICES=0 python generate.py",
+            files={
+                "generate.py": "from unsloth import FastLanguageModel\n\n"
+                'model, tokenizer = FastLanguageModel.from_pretrained("org/model")\nmodel.cuda().generate(batch())\n'
+            },
+            facts=_70B,
         ),
         Example("a model of unknown size", _SFT + "--finetuning_type full"),
     ),
@@ -208,10 +222,11 @@ def _on_a_card(launch: Launch, need: MemoryNeed, fit: MemoryFit) -> Iterator[Fin
 def _split(launch: Launch, need: MemoryNeed, fit: MemoryFit) -> Iterator[Finding]:
     if need.low <= fit.together:
         return
-    left = need.low - fit.together
+    left, count = need.low - fit.together, len(fit.cards)
+    cards = f"{count} cards have {gib(fit.together)} together" if count > 1 else f"the card has {gib(fit.together)}"
     message = (
-        f"{need.model} needs at least {gib(need.low)} over {len(fit.cards)} cards that have {gib(fit.together)} "
-        f"together: a device map leaves {gib(left)} or more of it in host memory, from where every token waits for it."
+        f"{need.model} needs at least {gib(need.low)}, and {cards}: the device map leaves {gib(left)} or more of it in "
+        "host memory, from where it is fetched anew for every token."
     )
     yield report(
         RULE,

@@ -36,9 +36,14 @@ _UNPACKED = {"fp8": 2.0, "fbgemm_fp8": 2.0, "mxfp4": 4.0, "compressed-tensors": 
 """How much larger than its files a quantised model may get: some methods are unpacked where a GPU cannot compute with
 them (transformers 4.52.4 and 5.6.0, quantizers/quantizer_finegrained_fp8.py, quantizer_mxfp4.py)."""
 
-_CLASS = pattern(r"(?:Model|ForCausalLM|LMHeadModel|ForConditionalGeneration|AutoModel\w*)\s*\.\s*from_pretrained")
-_NO_BASE = pattern(r"(?:Peft\w*|AutoPeft\w*|Tokenizer\w*|Processor\w*|Config)\s*\.\s*from_pretrained")
-_HALVES = pattern(r"\.half\(|bfloat16|float16|\bfp16\b|\bbf16\b")
+_CALL = pattern(r"^((?:\w+\.)*)(\w+)\s*\.\s*from_pretrained$")
+_LOADING_CLASS = pattern(r"^AutoModel|Model$|For[A-Z]\w+$|LMHead")
+_HALVES = pattern(r"\.half\(|bfloat16|float16|\bfp16\b|\bbf16\b|quantiz|\.to\((?!\s*(?:['\"]|[\w.]*(?:device|rank)\b))")
+"""Signs that a model that is loaded in 32 bits may get smaller before it reaches the card."""
+_ELSEWHERE = pattern(
+    r"tp_plan|dispatch_model|_and_dispatch|cpu_offload|parallelize_module|tensor_parallel|PipelineStage"
+)
+"""Signs that a program divides the model, or keeps a part of it in host memory, in a way of its own."""
 _DTYPE = pattern(r"(?:^|, )(?:torch_dtype|dtype)=([^,]+)")
 _LITERAL = pattern(r"""^["']?(?:torch\.)?(bfloat16|float16|half|float32|float|auto)["']?$""")
 _TO_CARD = ("cuda-call", "device-map", "trainer", "accelerator", "ddp", "fsdp", "deepspeed-initialize", "cuda-device")
@@ -102,6 +107,8 @@ def _in_program(case: Case, program: Program, weights: Weights) -> Loading | Unk
             if not calls
             else f"the program loads {len(calls)} models"
         )
+    if _ELSEWHERE.search(program.source.text):
+        return Unknown("the program divides the model in a way of its own")
     text, keywords = program.source.slice(calls[0].span), calls[0].detail
     if program.first(*_TO_CARD) is None and "device_map=" not in keywords:
         return Unknown("the program's source does not show that the model goes to a GPU")
@@ -115,17 +122,21 @@ def _in_program(case: Case, program: Program, weights: Weights) -> Loading | Unk
         return _stored(weights, weights.quantised)
     given = _DTYPE.search(keywords)
     if given is not None:
-        return _given_dtype(given.group(1).strip(), weights, mapped=mapped)
+        return _given_dtype(program, given.group(1).strip(), weights, mapped=mapped)
     return _default_dtype(case, program, weights, mapped=mapped)
 
 
 def _loads_model(program: Program, seen: Seen) -> bool:
-    text = program.source.slice(seen.span)
-    head = text.split("(", 1)[0]
-    return bool(_CLASS.search(head)) and not _NO_BASE.search(head)
+    """Whether a call loads a model by a class of transformers; other libraries' classes have defaults of their own."""
+    call = _CALL.match(program.source.slice(seen.span).split("(", 1)[0].strip())
+    if call is None or not _LOADING_CLASS.search(call.group(2)):
+        return False
+    if call.group(1):
+        return call.group(1) == "transformers."
+    return f"transformers.{call.group(2)}" in program.imports
 
 
-def _given_dtype(text: str, weights: Weights, *, mapped: bool) -> Loading | Unknown:
+def _given_dtype(program: Program, text: str, weights: Weights, *, mapped: bool) -> Loading | Unknown:
     literal = _LITERAL.match(text)
     if literal is None:
         return _unsure(weights, mapped=mapped)
@@ -133,13 +144,15 @@ def _given_dtype(text: str, weights: Weights, *, mapped: bool) -> Loading | Unkn
         return _as_stored(weights, "torch_dtype auto", mapped=mapped)
     named = dtype_named(literal.group(1))
     assert named is not None
+    if named[1] == 4 and re.search(r"\.half\(|\.to\(torch\.\w*float16|quantiz", program.source.text):
+        return _unsure(weights, mapped=mapped)
     return _plain(weights, named[0], named[1], named[1], f"torch_dtype {text}", mapped=mapped)
 
 
 def _default_dtype(case: Case, program: Program, weights: Weights, *, mapped: bool) -> Loading | Unknown:
     release = case.knowledge.release("transformers")
     before = is_before(release.version, 5) if release.certain else None
-    if before is None or re.search(_HALVES.pattern, program.source.text):
+    if before is None or _HALVES.search(program.source.text):
         return _unsure(weights, mapped=mapped)
     if before:
         return _plain(

@@ -11,7 +11,7 @@ from mgpu_doctor.memory.kv_cache import token_bytes
 from mgpu_doctor.memory.loading import Loading, loading_of
 from mgpu_doctor.memory.model_used import model_of
 from mgpu_doctor.memory.sharding import Sharding, sharding_of
-from mgpu_doctor.memory.spread import spread_of
+from mgpu_doctor.memory.spread import map_kind, spread_of
 from mgpu_doctor.memory.training import training_parts
 from mgpu_doctor.memory.weights import Weights, find_weights
 from mgpu_doctor.model.known import Unknown
@@ -37,6 +37,8 @@ def memory_need(case: Case, launch: Launch) -> MemoryNeed | Unknown:
     backend = arguments.text("infer_backend", "huggingface")
     if purpose != "train" and backend not in ("huggingface", "hf"):
         return Unknown("the inference engine takes a share of each card by its own settings")
+    if not arguments.is_off("use_cpu", "no_cuda", "cpu") or _on_cpu(launch):
+        return Unknown("it runs on the CPU, or may do so")
     model = model_of(launch, arguments)
     if model is None:
         return NO_MODEL
@@ -54,11 +56,16 @@ def memory_need(case: Case, launch: Launch) -> MemoryNeed | Unknown:
     return _need(case, launch, arguments, weights, loading, sharding)
 
 
+def _on_cpu(launch: Launch) -> bool:
+    layer = launch.layer("accelerate")
+    return layer is not None and layer.option("cpu") is not None
+
+
 def _need(
     case: Case, launch: Launch, arguments: Arguments, weights: Weights, loading: Loading, sharding: Sharding
 ) -> MemoryNeed:
     purpose = launch.purpose.known or ""
-    form = _form(launch, arguments, loading, sharding)
+    form = _form(launch, arguments, loading, sharding, purpose)
     host: tuple[MemoryPart, ...] = ()
     if purpose == "train":
         card, host, uncounted = training_parts(launch, arguments, loading, weights, sharding)
@@ -68,8 +75,9 @@ def _need(
     cards = _cards(launch, sharding, form)
     context = context_part(sharding.ranks)
     if form == "split":
-        high = None if context.high is None else context.high * cards
-        context = MemoryPart(context.purpose, context.low * cards, high, context.why)
+        several = max(1, cards)
+        high = None if context.high is None else context.high * several
+        context = MemoryPart(context.purpose, context.low * several, high, context.why)
     checkpoint = checkpoint_part(launch, weights, loading, sharding)
     return MemoryNeed(
         model=weights.model,
@@ -88,11 +96,14 @@ def _need(
     )
 
 
-def _form(launch: Launch, arguments: Arguments, loading: Loading, sharding: Sharding) -> str:
+def _form(launch: Launch, arguments: Arguments, loading: Loading, sharding: Sharding, purpose: str) -> str:
     if sharding.ranks > 1:
         return "sharded" if sharding.splits_weights else "replicas"
     if launch.spread.known != "split":
-        return "one"
+        # A device map on one card leaves in host memory what does not fit.
+        mapped = purpose != "train" and launch.spread.known == "single" and map_kind(launch) is not None
+        batch = launch.target.framework == "llamafactory" and purpose not in {"chat", "serve"}
+        return "split" if mapped and not batch and loading.bits is None else "one"
     if launch.target.framework == "llamafactory" and loading.bits is not None:
         # model/model_utils/quantization.py: bitsandbytes goes to the current device unless told otherwise.
         told = arguments.text("quantization_device_map")
@@ -102,6 +113,6 @@ def _form(launch: Launch, arguments: Arguments, loading: Loading, sharding: Shar
 
 def _cards(launch: Launch, sharding: Sharding, form: str) -> int:
     devices = launch.visible.known
-    if form == "split" and devices is not None and devices.entries:
-        return len(devices.entries)
-    return sharding.per_node if form != "split" else 1
+    if form != "split":
+        return sharding.per_node
+    return len(devices.entries) if devices is not None else 0

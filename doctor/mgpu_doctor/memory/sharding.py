@@ -38,6 +38,8 @@ class Sharding:
     host_parameters: bool = False
     on_disk: bool = False
     bucket: int = DEFAULT_BUCKET
+    other_optimizer: bool = False
+    """Whether DeepSpeed's file asks for another optimizer than Adam, or for states in 16 bits."""
 
     @property
     def splits_weights(self) -> bool:
@@ -113,6 +115,18 @@ def _deepspeed(case: Case, launch: Launch, stage: int, plain: Sharding) -> Shard
         host_parameters=stage == 3 and parameters in ("cpu", "nvme"),
         on_disk="nvme" in (optimizer, parameters),
         bucket=int(bucket) if isinstance(bucket, (int, float)) and 0 < bucket < 1 << 40 else DEFAULT_BUCKET,
+        other_optimizer=_is_other(config),
+    )
+
+
+def _is_other(config: ConfigFile) -> bool:
+    """Whether the states may be smaller than Adam's in 32 bits (deepspeed 0.19.8, runtime/config.py, fp16 and bf16)."""
+    kind = config.get("optimizer", "type")
+    if kind is not None and str(kind).lower() not in {"adam", "adamw"}:
+        return True
+    thin = ("master_weights", "optimizer_states")
+    return any(
+        word in part and entry.value is True for path, entry in config.values.items() for part in path for word in thin
     )
 
 

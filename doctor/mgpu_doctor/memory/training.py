@@ -17,13 +17,14 @@ from mgpu_doctor.memory.sharding import LIVE_PARAMETERS, Sharding
 from mgpu_doctor.memory.zero import estimate_zero2, estimate_zero3, least_card
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.memory import MemoryPart
-from mgpu_doctor.model.record import dataclass
+from mgpu_doctor.model.record import dataclass, replace
 
 if TYPE_CHECKING:
     from mgpu_doctor.memory.arguments import Arguments
     from mgpu_doctor.memory.loading import Loading
     from mgpu_doctor.memory.weights import Weights
     from mgpu_doctor.model.launch import Launch
+    from mgpu_doctor.model.program import Program
 
 _FEWER_STATES = ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "use_mca", "use_hyper_parallel")
 _PLAIN_STAGES = frozenset({"sft", "pt"})
@@ -50,11 +51,18 @@ class Method:
 
 def method_of(launch: Launch, arguments: Arguments, loading: Loading, weights: Weights, sharding: Sharding) -> Method:
     """What is trained, as far as command and source tell; what they do not tell widens the range."""
+    found = _told_method(launch, arguments, loading, weights, sharding)
+    return replace(found, optimizer=None) if sharding.other_optimizer else found
+
+
+def _told_method(
+    launch: Launch, arguments: Arguments, loading: Loading, weights: Weights, sharding: Sharding
+) -> Method:
     if launch.target.framework == "llamafactory":
         return _in_llamafactory(arguments, weights, sharding)
     program = launch.target.program
     known = not isinstance(program, Unknown) and program.first("hf-argument-parser") is not None
-    optimizer = arguments.text("optim", "adamw_torch") if known else None
+    optimizer = arguments.text("optim", "adamw_torch") if known and not _has_own_optimizer(program) else None
     adapted = isinstance(program, Unknown) or program.imports_any("peft", "unsloth", "swift")
     if not adapted and not isinstance(program, Unknown):
         adapted = re.search(r"requires_grad|peft_config|use_peft|lora|freeze", program.source.text) is not None
@@ -66,6 +74,13 @@ def method_of(launch: Launch, arguments: Arguments, loading: Loading, weights: W
         return Method("adapters or all", 0, weights.parameters, element, None, precision)
     least = int(weights.parameters * weights.sure)
     return Method("full", least, weights.parameters, element, _text(optimizer), precision)
+
+
+def _has_own_optimizer(program: Program | Unknown) -> bool:
+    if isinstance(program, Unknown):
+        return True
+    text = program.source.text
+    return program.first("optimizer") is not None or "create_optimizer" in text or "optimizers=" in text
 
 
 def _text(value: str | Unknown | None) -> str | None:
@@ -81,9 +96,9 @@ def _in_llamafactory(arguments: Arguments, weights: Weights, sharding: Sharding)
     element = (2, 4) if pure is not False or not arguments.is_off("use_badam", "use_mca") else (4, 4)
     precision = "half" if pure is True else "mixed" if sharding.half is not False else "full"
     parameters = weights.parameters
-    frozen = _frozen_towers(weights)
     if kind == "full":
-        return Method("full", int(parameters * weights.sure) - frozen, parameters, element, optimizer, precision)
+        least = int(parameters * weights.sure) - _frozen_towers(weights)
+        return Method("full", least, parameters, element, optimizer, precision)
     if kind == "lora":
         return Method("lora", 0, _adapter(arguments, weights), element, optimizer, precision)
     if kind == "freeze":
@@ -93,10 +108,9 @@ def _in_llamafactory(arguments: Arguments, weights: Weights, sharding: Sharding)
 
 def _frozen_towers(weights: Weights) -> int:
     """Parameters outside the language model, which LLaMA-Factory freezes unless told otherwise."""
-    shape = weights.architecture
-    if shape is None or not weights.tensors:
-        # Whether it is a model for several modalities is not known; the facts count its language model then.
-        return 0
+    if not weights.tensors:
+        # Whether it is a model for several modalities is not known; such a tower is a tenth of a model at most.
+        return weights.parameters // 10
     from math import prod
 
     outside = ("vision", "visual", "audio", "multi_modal", "mm_projector", "vpm", "apm", "resampler")
@@ -197,7 +211,7 @@ def _zero(
     weight = 2 if sharding.half is not False else 4
     extra = 0 if sharding.half is not False else 2 * most + 2 * most // ranks
     optimizer = state_bytes(method.optimizer, least, 4, weights.embedding)[0] // max(1, least)
-    own_copy = 4 if sharding.half is True else 0
+    own_copy = 4 if sharding.half is True and not sharding.other_optimizer else 0
     layer = _largest_module(weights)
     name = f"ZeRO-{sharding.stage} over {ranks} ranks"
     bucket = 9 * 2 * min(sharding.bucket, most)
@@ -246,7 +260,7 @@ def _on_host(method: Method, weight: int, sharding: Sharding, high: int | None) 
     states = 12 + (weight if sharding.host_parameters else 0)
     low = method.least * states // sharding.nodes
     if method.optimizer is None or not method.optimizer.startswith("adamw"):
-        low = method.least * 4 // sharding.nodes
+        low = method.least * (2 if sharding.other_optimizer else 4) // sharding.nodes
     return (MemoryPart("optimizer", low, high, "offloaded: 32-bit weights and two states for each parameter"),)
 
 

@@ -128,7 +128,8 @@ def _told(case: Case, model: str) -> ModelInfo | None:
 def _from_facts(model: str, told: ModelInfo) -> Weights:
     assert not isinstance(told.parameters, Unknown)
     dtype = dtype_named(told.dtype) if isinstance(told.dtype, str) else None
-    quantised = told.dtype if isinstance(told.dtype, str) and dtype is None else None
+    quantised = told.dtype if isinstance(told.dtype, str) and (dtype is None or dtype[1] < 2) else None
+    dtype = None if quantised is not None else dtype
     return Weights(model, "the facts", int(told.parameters), None, dtype, quantised=quantised)
 
 

@@ -69,7 +69,7 @@ class MemoryNeed:
     form: str
     purpose: str
     cards: int
-    """How many cards of a node share the work."""
+    """How many cards of a node share the work; 0 where that is not known."""
     card: tuple[MemoryPart, ...]
     host: tuple[MemoryPart, ...] = ()
     uncounted: tuple[str, ...] = ()

@@ -54,7 +54,7 @@ def memory_lines(case: Case, launch: Launch) -> Iterator[Line]:
 def _amounts(need: MemoryNeed) -> str:
     several = need.cards > 1
     where = " a card" if several else ""
-    if need.form == "split":
+    if need.form == "split" and need.cards != 1:
         where = f" on {need.cards} cards together" if several else " on all cards together"
     parts = ", ".join(_part(part) for part in need.card if part.high != 0)
     return f"{_range(need.low, need.high)}{where}: {parts}"
@@ -81,7 +81,7 @@ def _part(part: MemoryPart) -> str:
 def _rooms(need: MemoryNeed, fit: MemoryFit | Unknown) -> str:
     if isinstance(fit, Unknown):
         return ""
-    if need.form == "split":
+    if need.form == "split" and len(fit.cards) > 1:
         return f"; the cards have {gib(fit.together)} together"
     small, large = fit.smallest, fit.largest
     has = gib(small.total) if bare_gib(small.total) == bare_gib(large.total) else f"{gib(small.total)} or more"
