@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
+from mgpu_doctor.collect.compute_capability import compute_capability_of
 from mgpu_doctor.collect.environment import hide_secrets, masked
 from mgpu_doctor.model.facts import (
     Gpu,
@@ -194,6 +195,10 @@ def _gpu(value: Any, key: str, at: int) -> Gpu:
     if item.get("mig_devices") is not None:
         instances = _items(item["mig_devices"], f"{key}.mig_devices")
         parts.update(_mig(instances, f"{key}.mig_devices", parts))
+    name = parts.get("name")
+    capability = compute_capability_of(name) if isinstance(name, str) else None
+    if capability is not None:
+        parts.setdefault("compute_capability", capability)
     return Gpu(index=_whole(item.get("index", at), f"{key}.index"), **parts)
 
 
