@@ -9,15 +9,19 @@ found then are the ones that the rule meant.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 
 from mgpu_doctor.mend import apply_edits
 from mgpu_doctor.model.finding import Edit, Finding, Fix
+from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import replace
 from mgpu_doctor.model.source import Excerpt, Source, Span
 
 Read = Callable[[Source], tuple[Excerpt, ...]]
+
+_ASSIGNED = pattern(r"[A-Za-z_]\w*=", re.ASCII)
 
 KINDS = frozenset({"yaml", "dockerfile", "makefile", "justfile"})
 """Kinds of sources whose commands are written in another language than the shell's."""
@@ -70,7 +74,7 @@ def _widened(edit: Edit, excerpts: tuple[Excerpt, ...]) -> Edit:
 def _spellings(source: Source, edits: tuple[Edit, ...]) -> Iterator[tuple[Edit, ...]]:
     """The edits in every form that a language around them may want; the plain one first."""
     seen = set()
-    for spell in (_plain, _indented, _escaped, _doubled, _for_make, _elements):
+    for spell in (_plain, _indented, _escaped, _doubled, _for_make, _elements, _elements_inside):
         found = tuple(replace(edit, replacement=spell(source, edit)) for edit in edits)
         key = tuple(edit.replacement for edit in found)
         if key not in seen:
@@ -112,6 +116,19 @@ def _elements(_source: Source, edit: Edit) -> str:
     return spelled
 
 
+def _elements_inside(source: Source, edit: Edit) -> str:
+    """Words in front of, or behind, a word of a list, put inside its quotation marks."""
+    mark = source.text[edit.span.start - 1 : edit.span.start]
+    try:
+        words = shlex.split(edit.replacement)
+    except ValueError:
+        return edit.replacement
+    if mark not in ("'", '"') or edit.span.start != edit.span.end or not words:
+        return edit.replacement
+    spelled = [json.dumps(word, ensure_ascii=False)[1:-1] if mark == '"' else word.replace("'", "''") for word in words]
+    return "".join(f"{word}{mark}, {mark}" for word in spelled)
+
+
 def _arrives(
     source: Source, before: tuple[Excerpt, ...], meant: tuple[Edit, ...], edits: tuple[Edit, ...], read: Read
 ) -> bool:
@@ -139,9 +156,13 @@ def _same(before: Excerpt, wanted: str, found: Excerpt) -> bool:
     if before.around is None or not before.around.words:
         return False
     try:
-        return shlex.split(wanted) == shlex.split(found.text)
+        words, found_words = shlex.split(wanted), shlex.split(found.text)
+        apart = list(shlex.shlex(wanted, posix=True, punctuation_chars=True))
     except ValueError:
         return False
+    # Nothing but words can be said there: no assignment in front, no second command, no redirection.
+    plain = "\n" not in wanted and bool(words) and _ASSIGNED.match(words[0]) is None
+    return plain and not any(set(word) <= set("();<>|&") for word in apart if word) and words == found_words
 
 
 def _with_stand_ins(excerpt: Excerpt, text: str) -> str:

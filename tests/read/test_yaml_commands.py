@@ -175,6 +175,33 @@ def test_kinds_of_manifests(kind: str, spec: str, words: list[str] | None) -> No
     assert found == ([words] if words else [] if words == [] else [["torchrun", "{{a}}", "x.py"]])
 
 
+def test_a_word_of_a_list_is_no_assignment() -> None:
+    text = (
+        "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: x, args: [A=1, torchrun]}, {image: y, args: [python]}]}"
+    )
+    (command,) = commands(text)
+    assert [word.value for word in command.words] == ["python"]
+
+
+def test_variables_that_envsubst_fills_in_are_not_known() -> None:
+    text = (
+        "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: x, command: [torchrun, --nnodes=$NODES, '${X}.py']}]}"
+    )
+    (command,) = commands(text)
+    assert [word.value for word in command.words] == ["torchrun", None, None]
+    assert command.words[1].written == "--nnodes=$NODES"
+
+
+def test_a_called_workflow_may_be_given_a_script() -> None:
+    text = "jobs: {a: {uses: org/repo/job.yml@main, with: {timeout: 60, script: 'torchrun -m pytest'}}}"
+    assert shown(text) == [["torchrun", "-m", "pytest"]]
+
+
+def test_a_comment_in_a_workflow_is_switched_off() -> None:
+    text = "# torchrun --nproc_per_node 2 x.py\njobs: {a: {steps: [{run: torchrun y.py}]}}\n"
+    assert shown(text) == [["torchrun", "y.py"]]
+
+
 def test_a_config_map_holds_scripts() -> None:
     text = """\
         apiVersion: v1

@@ -124,7 +124,8 @@ class Wrapper:
     """A command that only starts another: ``nohup``, ``sudo``, ``srun``, ``uv run`` …
 
     ``name`` is canonical (``srun``, ``uv run``, ``bash -c``); ``words`` are its
-    own words, its name first, without the command that it starts.
+    own words, its name first, without the command that it starts; there are none when it is not part of
+    the text: a pod that a manifest describes.
     """
 
     name: str
@@ -132,7 +133,7 @@ class Wrapper:
 
     @property
     def span(self) -> Span:
-        """From the wrapper's name to its last own word."""
+        """From the wrapper's name to its last own word; only for one that has words."""
         return Span(self.words[0].span.start, self.words[-1].span.end)
 
 

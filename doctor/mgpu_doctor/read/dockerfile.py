@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from mgpu_doctor.model.command import Piece, Surroundings, Variable, Word, Wrapper
+from mgpu_doctor.model.command import Surroundings, Variable, Wrapper
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass, field, replace
 from mgpu_doctor.model.source import Excerpt, Source, Span
@@ -29,10 +29,9 @@ _JSON_STRING = pattern(r'"(?:[^"\\\n]|\\.)*"')
 
 @dataclass(frozen=True, slots=True)
 class _Instruction:
-    """One instruction: its name in capitals, its place, what stands behind it, and its here-documents."""
+    """One instruction: its name in capitals, what stands behind it, and its here-documents."""
 
     name: str
-    key: Span
     rest: Passage
     heres: tuple[Passage, ...] = ()
 
@@ -100,18 +99,16 @@ def _take(source: Source, one: _Instruction, stage: _Stage) -> None:
         stage.command = one
 
 
-def _around(one: _Instruction, stage: _Stage, *, building: bool) -> Surroundings:
-    text = one.name
+def _around(stage: _Stage, *, building: bool) -> Surroundings:
     variables = dict(stage.variables)
     if building:
         # Of one name ENV always wins over ARG.
         variables = {**stage.arguments, **variables}
-    wrapper = Wrapper("docker image", (Word(one.key, (Piece(text, text),)),))
-    return Surroundings(tuple(variables.values()), (wrapper,), "inside a container")
+    return Surroundings(tuple(variables.values()), (Wrapper("docker image", ()),), "inside a container")
 
 
 def _run(source: Source, one: _Instruction, stage: _Stage) -> Iterator[Excerpt]:
-    around = _around(one, stage, building=True)
+    around = _around(stage, building=True)
     words = _exec_form(one.rest)
     if words is not None:
         yield from _excerpt(source, spelled(words), around)
@@ -133,7 +130,7 @@ def _started(source: Source, stage: _Stage) -> Iterator[Excerpt]:
     entry, command = stage.entrypoint, stage.command
     if entry is not None:
         words = _exec_form(entry.rest)
-        around = _around(entry, stage, building=False)
+        around = _around(stage, building=False)
         if words is None:
             # The shell form ignores CMD.
             yield from _excerpt(source, entry.rest, around)
@@ -143,7 +140,7 @@ def _started(source: Source, stage: _Stage) -> Iterator[Excerpt]:
     elif command is not None:
         words = _exec_form(command.rest)
         passage = command.rest if words is None else spelled(words)
-        yield from _excerpt(source, passage, _around(command, stage, building=False))
+        yield from _excerpt(source, passage, _around(stage, building=False))
 
 
 def _excerpt(source: Source, passage: Passage, around: Surroundings) -> Iterator[Excerpt]:
@@ -239,14 +236,13 @@ def _named(line: Passage) -> _Instruction | None:
     if match is None:
         return None
     name = match.group(1)
-    key = Span(line.places[match.start(1)], line.places[match.end(1) - 1] + 1)
     at = _skipped(line.text, match.end())
     while name.upper() in ("RUN", "FROM", "COPY", "ADD", "HEALTHCHECK"):
         flag = _FLAG.match(line.text, at)
         if flag is None:
             break
         at = _skipped(line.text, flag.end())
-    return _Instruction(name.upper(), key, line.cut(at))
+    return _Instruction(name.upper(), line.cut(at))
 
 
 def _skipped(text: str, at: int) -> int:

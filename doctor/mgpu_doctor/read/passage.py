@@ -18,7 +18,7 @@ from mgpu_doctor.model.source import Excerpt, Location, Source, Span
 STAND_IN = "${_}"
 """What the shell reads where something that is not known is filled in before it reads the text."""
 
-_BARE = pattern(r"[\w@%+=:,./-]+\Z", re.ASCII)
+_BARE = pattern(r"(?![A-Za-z_]\w*=)[\w@%+=:,./-]+\Z", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,27 +133,15 @@ def _quoted(word: Passage) -> Passage:
     if "'" not in word.text:
         return joined([_mark("'", span.start), Passage(word.text, word.places, word.early), _mark("'", span.end - 1)])
     parts = [_mark('"', span.start)]
-    for index, character in enumerate(word.text):
-        inside = any(start <= index < end for start, end, _ in word.early)
-        if character in '"$`\\' and not inside:
+    ends = {start: end for start, end, _ in word.early}
+    index = 0
+    while index < len(word.text):
+        end = ends.get(index, index + 1)
+        if index not in ends and word.text[index] in '"$`\\':
             parts.append(_mark("\\", word.places[index]))
-        parts.append(word.cut(index, index + 1))
-    out = joined([*parts, _mark('"', span.end - 1)])
-    return out if not word.early else replace(out, early=_refound(out.text, word.early))
-
-
-def _refound(text: str, early: Iterable[tuple[int, int, str]]) -> tuple[tuple[int, int, str], ...]:
-    """The stand-ins of a text whose other characters have been escaped."""
-    out = []
-    at = 0
-    for _start, _end, written in early:
-        at = text.find(STAND_IN, at)
-        if at < 0:
-            break
-        if text[at - 1 : at] != "\\":
-            out.append((at, at + len(STAND_IN), written))
-        at += len(STAND_IN)
-    return tuple(out)
+        parts.append(word.cut(index, end))
+        index = end
+    return joined([*parts, _mark('"', span.end - 1)])
 
 
 def _mark(text: str, place: int) -> Passage:

@@ -87,7 +87,7 @@ def read_source(path: str, kind: str | None = None, name: str | None = None) -> 
             data = file.read(LARGEST + 1)
     except OSError as error:
         raise InputError(f"{shown}: {error.strerror or error}") from error
-    if kind == "yaml" and not _is_text(data):
+    if (kind == "yaml" and not _is_text(data)) or (kind in _NAMES.values() and not data.strip()):
         # Settings and data of any kind have this ending: what is no text is no fault.
         return None
     if kind == "python":

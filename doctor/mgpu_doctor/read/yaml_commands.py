@@ -17,7 +17,7 @@ commands, except where a comment in it is one. References for the forms:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from mgpu_doctor.model.command import Piece, Surroundings, Variable, Word, Wrapper
 from mgpu_doctor.model.known import Unknown
@@ -26,10 +26,12 @@ from mgpu_doctor.model.record import dataclass, replace
 from mgpu_doctor.model.source import Excerpt, Source, Span
 from mgpu_doctor.read.comments import commands_in_comments
 from mgpu_doctor.read.passage import Passage, excerpt_of, joined, setting, spelled
-from mgpu_doctor.read.yaml_text import Document, Mapping, Node, Scalar, Sequence, read_documents
+from mgpu_doctor.read.yaml_text import Mapping, Node, Scalar, Sequence, read_documents
 
 _EXPRESSION = pattern(r"\$\{\{.*?\}\}|\{\{.*?\}\}", re.DOTALL)
 _IN_ARGUMENTS = pattern(r"\$\$?\([A-Za-z_][\w.-]*\)|\{\{.*?\}\}", re.DOTALL)
+_IN_PLAIN_ARGUMENTS = pattern(r"\$\$?\([A-Za-z_][\w.-]*\)|\{\{.*?\}\}|\$\{\w+\}|\$[A-Za-z_]\w*", re.DOTALL)
+"""Where no shell reads the words, ``$NAME`` is there for ``envsubst``, which fills it in before anything is started."""
 _INTERPOLATED = pattern(r"\$\$|\$\{[^}\n]*\}|\$[A-Za-z_]\w*", re.ASCII)
 _SHELL_SCRIPT = pattern(r"#!\s*\S*(?:/|env\s+)(?:ba|z|da)?sh\b")
 _NAME = pattern(r"[A-Za-z_]\w*\Z", re.ASCII)
@@ -54,14 +56,16 @@ def excerpts(source: Source) -> tuple[Excerpt, ...]:
     """The shell texts and commands in a YAML file, in the order of the file."""
     found: list[Excerpt] = []
     blocks: list[Span] = []
-    complete = True
+    is_settings = True
     for document in read_documents(source):
-        if document.root is None:
-            complete = complete and document.is_empty
-            continue
-        blocks.extend(span for span in document.blocks)
-        found.extend(_document(source, document))
-    if complete:
+        root = document.root
+        read = _reader(root, source) if isinstance(root, Mapping) else None
+        if isinstance(root, Mapping) and read is not None:
+            found.extend(read(root, _Scope(source)))
+        is_settings = is_settings and read is None and (root is not None or document.is_empty)
+        blocks.extend(document.blocks)
+    if is_settings:
+        # In a workflow, a command in a comment is one that has been switched off.
         found.extend(commands_in_comments(source, blocks))
     return tuple(sorted(found, key=lambda excerpt: excerpt.anchors[0][1]))
 
@@ -83,11 +87,9 @@ class _Scope:
         kept = {variable.name: variable for variable in (*self.variables, *variables)}
         return replace(self, variables=tuple(kept.values()))
 
-    def inside(self, what: str, key: Span, place: str = "inside a container") -> _Scope:
-        """Where a container or another host runs the commands: ``key`` is what says so."""
-        text = self.source.slice(key)
-        word = Word(key, (Piece(text, text),))
-        return replace(self, wrappers=(Wrapper(what, (word,)),), place=place)
+    def inside(self, what: str, place: str = "inside a container") -> _Scope:
+        """Where a container or another host runs the commands."""
+        return replace(self, wrappers=(Wrapper(what, ()),), place=place)
 
     def read_by(self, shell: str) -> _Scope:
         """With another shell."""
@@ -101,21 +103,17 @@ class _Scope:
             yield excerpt
 
 
-def _document(source: Source, document: Document) -> Iterator[Excerpt]:
-    root = document.root
-    if not isinstance(root, Mapping):
-        return
-    scope = _Scope(source)
+def _reader(root: Mapping, source: Source) -> Callable[[Mapping, _Scope], Iterator[Excerpt]] | None:
+    """How a document is read, by its content; None for one that holds no commands."""
     if _is_text(root.get("apiVersion")) and _is_text(root.get("kind")):
-        yield from _kubernetes(root, scope)
-    elif isinstance(root.get("services"), Mapping):
-        yield from _compose(root, scope)
-    elif _has_steps(root):
-        yield from _pipeline(root, scope, is_step=False)
-    elif _is_gitlab(root, source):
-        yield from _gitlab(root, scope)
-    else:
-        yield from _task(root, scope)
+        return _kubernetes
+    if isinstance(root.get("services"), Mapping):
+        return _compose
+    if _has_steps(root):
+        return _pipeline
+    if _is_gitlab(root, source):
+        return _gitlab
+    return _task if _task_keys(root) else None
 
 
 def _is_text(node: Node | None) -> bool:
@@ -195,6 +193,11 @@ def _dollar(match: re.Match[str]) -> str | None:
 
 def _has_steps(root: Mapping) -> bool:
     """Whether it is a workflow, an action or a pipeline: somewhere below the jobs stands a list of steps."""
+    jobs = root.get("jobs")
+    if isinstance(jobs, Mapping) and any(
+        isinstance(job, Mapping) and job.has("uses", "with") for _, job in jobs.entries
+    ):
+        return True
     top = [root.get(key) for key in ("jobs", "stages", "runs", "steps", "workflows", "phases")]
     return any(_finds_steps(node, 0) for node in top if node is not None) or _steps_of(root) is not None
 
@@ -217,13 +220,17 @@ def _finds_steps(node: Node, depth: int) -> bool:
 _NO_STEPS = frozenset({"env", "environment", "variables", "with", "matrix", "inputs", "parameters", "on", "outputs"})
 
 
-def _pipeline(node: Mapping, scope: _Scope, *, is_step: bool) -> Iterator[Excerpt]:
+def _pipeline(node: Mapping, scope: _Scope, *, is_step: bool = False) -> Iterator[Excerpt]:
     """The steps below a node, each with the variables of all that encloses it."""
     for name in ("env", "environment", "variables"):
         scope = scope.having(_variables(scope, node.get(name)))
     scope = _defaults(node, scope)
     if is_step:
         yield from _step(node, scope)
+    given = node.get("with")
+    if isinstance(given, Mapping) and not is_step and _is_text(node.get("uses")):
+        # A workflow that is called with the text of a script.
+        yield from _shell_text(given.get("script"), scope.inside("docker image"))
     for key, value in node.entries:
         children = value.items if isinstance(value, Sequence) else [value]
         if key.value in _NO_STEPS:
@@ -245,7 +252,7 @@ def _defaults(node: Mapping, scope: _Scope) -> _Scope:
         scope = replace(scope, windows=any("windows" in name.value.lower() for name in names))
     container = node.get("container")
     if container is not None and node.get("steps") is not None:
-        scope = scope.inside("docker image", _key(node, "container"))
+        scope = scope.inside("docker image")
         if isinstance(container, Mapping):
             scope = scope.having(_variables(scope, container.get("env")))
     return scope
@@ -345,7 +352,7 @@ def _kubernetes(root: Mapping, scope: _Scope) -> Iterator[Excerpt]:
     if kind == "CustomResourceDefinition":
         return
     place = _key(root, "kind")
-    scope = scope.inside("kubectl pod", place)
+    scope = scope.inside("kubectl pod")
     if kind in _KUBEFLOW:
         scope = scope.having(_unknown(name, place) for name in _KUBEFLOW_SETS)
     if kind == "ConfigMap":
@@ -403,7 +410,9 @@ def _container(node: Mapping, scope: _Scope) -> Iterator[Excerpt]:
             return written[1:]
         return known.get(written[2:-1]) if written.startswith("$(") else None
 
-    words = [word.passage.replaced(_IN_ARGUMENTS, fill_in) for word in (*(command or ()), *(arguments or ()))]
+    first = _both(command, arguments)[:1]
+    used = _IN_ARGUMENTS if _is_shell(first) else _IN_PLAIN_ARGUMENTS
+    words = [word.passage.replaced(used, fill_in) for word in (*(command or ()), *(arguments or ()))]
     if words:
         yield from scope.text(
             spelled([_kept(word, one) for word, one in zip(words, _both(command, arguments), strict=True)])
@@ -435,10 +444,10 @@ def _is_shell(words: list[Scalar]) -> bool:
 
 def _compose(root: Mapping, scope: _Scope) -> Iterator[Excerpt]:
     services = root.get("services")
-    for name, service in services.entries if isinstance(services, Mapping) else ():
+    for _name, service in services.entries if isinstance(services, Mapping) else ():
         if not isinstance(service, Mapping):
             continue
-        inner = scope.inside("docker image", name.span)
+        inner = scope.inside("docker image")
         inner = inner.having(_variables(scope, service.get("environment"), _INTERPOLATED))
         parts = [part for part in (_composed(service.get("entrypoint")), _composed(service.get("command"))) if part]
         if parts:
@@ -458,21 +467,22 @@ def _composed(node: Node | None) -> Passage | None:
 # ---------------------------------------------------------------- tasks of clouds
 
 
-def _task(root: Mapping, scope: _Scope) -> Iterator[Excerpt]:
-    """SkyPilot (``run``, ``setup``), dstack (``type`` and ``commands``), Azure ML and MosaicML (``command``)."""
+def _task_keys(root: Mapping) -> tuple[str, ...]:
+    """The keys that hold commands: SkyPilot's, dstack's (``type: task``), those of Azure ML and MosaicML."""
     keys = {key.value for key, _ in root.entries}
-    texts: tuple[str, ...] = ()
     if _is_text(root.get("run")) and keys & {"resources", "setup", "num_nodes", "envs", "workdir", "file_mounts"}:
-        texts = ("setup", "run")
-    elif "commands" in keys and _value(root.get("type")) in ("task", "service", "dev-environment"):
-        texts = ("commands",)
-    elif _is_text(root.get("command")) and (
-        {"compute", "environment"} <= keys
-        or ({"image"} <= keys and keys & {"compute", "gpu_num", "gpu_type", "cluster"})
-    ):
-        texts = ("command",)
-    for name in texts:
-        inner = scope.inside("docker task", _key(root, name), "on the cluster that the task is given")
-        for source in ("envs", "secrets", "env", "environment_variables", "env_variables"):
-            inner = inner.having(_variables(scope, root.get(source)))
-        yield from _shell_text(root.get(name), inner)
+        return ("setup", "run")
+    if "commands" in keys and _value(root.get("type")) in ("task", "service", "dev-environment"):
+        return ("commands",)
+    runs_image = "image" in keys and keys & {"compute", "gpu_num", "gpu_type", "cluster"}
+    if _is_text(root.get("command")) and ({"compute", "environment"} <= keys or runs_image):
+        return ("command",)
+    return ()
+
+
+def _task(root: Mapping, scope: _Scope) -> Iterator[Excerpt]:
+    scope = scope.inside("docker task", "on the cluster that the task is given")
+    for name in ("envs", "secrets", "env", "environment_variables", "env_variables"):
+        scope = scope.having(_variables(scope, root.get(name)))
+    for key in _task_keys(root):
+        yield from _shell_text(root.get(key), scope)

@@ -93,6 +93,10 @@ def report_document(
 
 
 def _memory(case: Case, launch: Launch) -> dict[str, Any] | None:
+    from mgpu_doctor.memory.model_used import names_model
+
+    if not names_model(launch):
+        return None
     from mgpu_doctor.render.memory import memory_document
 
     return memory_document(case, launch)
@@ -278,10 +282,10 @@ def launch_document(launch: Launch) -> dict[str, Any]:
 
 def _span(command: Command) -> Span:
     """Where a command is run: with the wrapper in front of it; where the wrapper is when its text was set above."""
-    if not command.wrappers:
+    written = [wrapper for wrapper in command.wrappers if wrapper.words]
+    if not written:
         return command.span
-    start = command.wrappers[0].span.start
-    return Span(start, max(command.span.end, command.wrappers[-1].span.end))
+    return Span(written[0].span.start, max(command.span.end, written[-1].span.end))
 
 
 def _words(words: Iterable[Word]) -> list[str]:
