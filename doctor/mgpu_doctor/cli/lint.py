@@ -57,8 +57,9 @@ def _is_entered(top: str, name: str) -> bool:
 
 VERB = Verb(
     "lint",
-    "Find faulty launch commands in shell scripts and Markdown documents. Directories are searched for such "
-    "files, hidden ones passed over. Only the text is judged, not this machine, unless --facts names one.",
+    "Find faulty launch commands in scripts, documents, workflows, manifests, Dockerfiles and Makefiles. Directories "
+    "are searched for such files, hidden ones passed over but for those of workflows. Only the text is judged, not "
+    "this machine, unless --facts names one.",
     "[PATH]...",
     (Option("--stdin-filename", "What standard input (-) is called; its ending says how it is read.", "NAME"), *SHARED),
     run,
