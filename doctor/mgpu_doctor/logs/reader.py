@@ -75,14 +75,15 @@ def read_log(name: str, stream: BinaryIO, known: tuple[Known, ...]) -> LogReadin
     found = _Found(name)
     counter = Counter()
     seen: dict[bytes, None] = {}
-    for number, raw in telling_lines(pieces(stream), telling_words(known), counter):
+    candidates = _Candidates(known)
+    for number, raw, words in telling_lines(pieces(stream), candidates.words, counter):
         if raw in seen:
             # Retries and warnings repeat a line by the thousand.
             continue
         seen[raw] = None
         if len(seen) > MOST_REMEMBERED:
             del seen[next(iter(seen))]
-        _look(found, number, raw.decode("utf-8", "replace"), known)
+        _look(found, number, raw.decode("utf-8", "replace"), candidates.of(words))
     failed = (found.failed or bool(found.errors)) and not _came_to_its_end(found)
     hits = deciding(found.hits, found.errors, failed=failed, ended_well=_came_to_its_end(found), lines=counter.lines)
     errors, parallel = tuple(found.errors), found.start.told()
@@ -100,10 +101,35 @@ def _first(found: _Found) -> str | None:
 
 
 def telling_words(known: Iterable[Known]) -> tuple[bytes, ...]:
-    """What a line must hold one of to be looked at."""
+    """What a line must hold one of to be looked at, without digits."""
     texts = {shape_of(text.encode()) for one in known for text in one.literals}
     own = {text for text in texts if not any(word in text for word in TELLING)}
-    return (*TELLING, *ENDING, *WORDS, *sorted(text for text in own if not any(o in text for o in own if o != text)))
+    own = {text for text in own if not any(other in text for other in own if other != text)}
+    return tuple(dict.fromkeys((*TELLING, *map(shape_of, (*ENDING, *WORDS)), *sorted(own))))
+
+
+class _Candidates:
+    """Which signatures a line can fit, by the telling words that it holds: a few of hundreds."""
+
+    def __init__(self, known: tuple[Known, ...]) -> None:
+        self.words = telling_words(known)
+        self._known = known
+        self._needs = [self._words_of(one) for one in known]
+        self._by_words: dict[tuple[bytes, ...], tuple[Known, ...]] = {}
+
+    def _words_of(self, one: Known) -> frozenset[bytes]:
+        """A word for each of the signature's texts; empty when any line may fit."""
+        texts = (shape_of(text.encode()) for text in one.literals)
+        return frozenset(next(word for word in self.words if word in text) for text in texts)
+
+    def of(self, words: tuple[bytes, ...]) -> tuple[Known, ...]:
+        """The signatures that a line with these words can fit."""
+        found = self._by_words.get(words)
+        if found is None:
+            needs = zip(self._known, self._needs, strict=True)
+            found = tuple(one for one, need in needs if not need or not need.isdisjoint(words))
+            self._by_words[words] = found
+        return found
 
 
 def _look(found: _Found, number: int, raw: str, known: tuple[Known, ...]) -> None:

@@ -92,9 +92,14 @@ def pieces(stream: BinaryIO) -> Iterator[bytes]:
         yield rest
 
 
-def telling_lines(pieces: Iterable[bytes], words: tuple[bytes, ...], counter: Counter) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold a telling word, with their numbers from 1; of a progress bar each state that holds one."""
-    shapes = _Shapes(tuple(shape_of(word) for word in words))
+def telling_lines(
+    pieces: Iterable[bytes], words: tuple[bytes, ...], counter: Counter
+) -> Iterator[tuple[int, bytes, tuple[bytes, ...]]]:
+    """The lines that hold a telling word: number from 1, text, the words; of a progress bar each state that holds one.
+
+    ``words`` have no digits (:func:`shape_of`).
+    """
+    shapes = _Shapes(words)
     for piece in pieces:
         counter.bytes += len(piece)
         found = _worth_a_look(piece, shapes)
@@ -103,30 +108,37 @@ def telling_lines(pieces: Iterable[bytes], words: tuple[bytes, ...], counter: Co
         counter.lines += piece.count(b"\n") + (not piece.endswith(b"\n"))
 
 
-def _worth_a_look(piece: bytes, shapes: _Shapes) -> set[bytes]:
+def _worth_a_look(piece: bytes, shapes: _Shapes) -> dict[bytes, tuple[bytes, ...]]:
     new = set(piece.translate(_PLAIN, _DIGITS).split(b"\n"))
     new -= shapes.dull
     text = b"\n".join(new)
     present = [word for word in shapes.words if word in text]
-    found = {shape for shape in new if any(word in shape for word in present)} if present else set()
+    found = {}
+    for shape in new if present else ():
+        held = tuple([word for word in present if word in shape])
+        if held:
+            found[shape] = held
     if len(shapes.dull) > MOST_SHAPES:
         shapes.dull.clear()
-    shapes.dull.update(shape for shape in new - found if len(shape) < LONGEST)
+    shapes.dull.update(shape for shape in new if shape not in found and len(shape) < LONGEST)
     return found
 
 
-def _lines_of(piece: bytes, found: set[bytes], shapes: _Shapes, first: int) -> Iterator[tuple[int, bytes]]:
+def _lines_of(
+    piece: bytes, found: dict[bytes, tuple[bytes, ...]], shapes: _Shapes, first: int
+) -> Iterator[tuple[int, bytes, tuple[bytes, ...]]]:
     for number, line in enumerate(piece.split(b"\n"), first):
         for state in line.split(b"\r") if b"\r" in line else (line,):
             shape = state.translate(None, _DIGITS)
-            if shape not in found:
+            held = found.get(shape)
+            if held is None:
                 continue
             looks = shapes.looks[shape] = shapes.looks.get(shape, 0) + 1
             if looks > MOST_LOOKS and _NEVER_DULL not in shape:
                 shapes.dull.add(shape)
                 del shapes.looks[shape]
-                found.discard(shape)
+                del found[shape]
                 continue
             if len(shapes.looks) > MOST_SHAPES:
                 shapes.looks.clear()
-            yield number, state[: 4 * LONGEST]
+            yield number, state[: 4 * LONGEST], held
