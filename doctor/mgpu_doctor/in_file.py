@@ -1,4 +1,4 @@
-"""Findings about a text that stands inside another, told of the file: places, and fixes written as the file writes them.
+"""Findings about a text that stands inside another, told of the file: places, and fixes as the file writes them.
 
 What is read from a notebook's cells or a program's strings is judged as the plain text that it is. A fix of
 that text must be escaped on its way back, and there are fixes that cannot be written there at all (an option more

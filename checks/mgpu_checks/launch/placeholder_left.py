@@ -81,6 +81,11 @@ RULE = Rule(
         Example("a folder that is called path", f"{_RUN} --model ./path/model", files=_FILES),
         Example("a template in a value", f"{_RUN} --prompt '<image>Describe {{task}}.'", files=_FILES),
         Example("an option that is called so", f"{_RUN} --path-to-model out/net.pkl --your-name me", files=_FILES),
+        Example(
+            "filled in by Python",
+            lint=("a.py",),
+            files={"a.py": 'import os\nos.system(f"torchrun train.py --data {DATA_DIR} --model {YOUR_MODEL}")\n'},
+        ),
         Example("a pattern of tags", f"{_RUN} --special_tokens '<s> </s> <pad>'", files=_FILES),
     ),
     sources=(
@@ -115,7 +120,7 @@ def _placeholders(launch: Launch, quiet: bool) -> Iterator[tuple[str, Location]]
     command = launch.command
     pattern = re.compile("|".join(_PATTERNS[:_LOUD] if quiet else _PATTERNS))
     for word in _words(command):
-        found = pattern.search(word.shown) if word.origin is None else None
+        found = pattern.search(_written(word)) if word.origin is None else None
         if found is not None:
             yield found.group(), command.locate(_inside(command, word, found.group()))
     if not quiet and command.redirects:
@@ -129,6 +134,13 @@ def _words(command: Command) -> Iterator[Word]:
     for variable in command.environment:
         if variable.scope in ("prefix", "env") and variable.value is not None:
             yield variable.value
+
+
+def _written(word: Word) -> str:
+    """The word as it is shown, without what a program fills in before the shell reads it: ``{name}`` in an f-string."""
+    if not any(piece.early for piece in word.pieces):
+        return word.shown
+    return "".join(piece.written if piece.text is None else piece.text for piece in word.pieces if not piece.early)
 
 
 def _inside(command: Command, word: Word, text: str) -> Span:

@@ -157,7 +157,8 @@ class Excerpt:
         """The smallest span in the source that holds all of ``text[start:end]``, whatever its order there."""
         span = self.locate(start, end)
         first, last = min(span), max(span)
-        for index in range(bisect_right(self.anchors, (start, 1 << 62)), bisect_right(self.anchors, (end - 1, 1 << 62))):
+        inside = (bisect_right(self.anchors, (start, 1 << 62)), bisect_right(self.anchors, (end - 1, 1 << 62)))
+        for index in range(*inside):
             text_offset, source_offset = self.anchors[index]
             before, outer = self.anchors[index - 1]
             first = min(first, source_offset)

@@ -245,6 +245,7 @@ def _block(source: Source, lines: list[Line], language: str) -> Iterator[Excerpt
 
 
 def begins_like_a_launch(lines: Sequence[Line]) -> bool:
+    """Whether a line begins like a launch command, and nothing shows that it is a program or its output."""
     pattern = re.compile(_SETTINGS + _STARTERS + _LAUNCHER + r"[ \t]+\S")
     for line in lines:
         text = line.text.lstrip()
