@@ -24,6 +24,8 @@ from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.pattern import pattern
 from mgpu_doctor.model.record import dataclass, field
 from mgpu_doctor.model.source import Excerpt, Location, Source, Span
+from mgpu_doctor.read import json_text
+from mgpu_doctor.read.json_text import Damaged, RawString
 from mgpu_doctor.read.markdown import Line, begins_like_a_launch, is_python
 from mgpu_doctor.read.passage import Passage, excerpt_of, setting
 
@@ -31,10 +33,6 @@ _WORDS = pattern(
     r"torchrun|torch\.distributed|accelerate|deepspeed|llamafactory|\blmf\b|\bswift\b|axolotl|xtuner|colossalai|horovodrun"
     r"|composer|\bsrun\b|\bmpirun\b|\bmpiexec\b|\btune run\b|\buv run\b|\bpython[\d.]*[ \t]+[^\s\"]"
 )
-_BLANK = pattern(r"[ \t\r\n]*")
-_STRING = pattern(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_NESTED = pattern(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|"', re.DOTALL)
-_SCALAR = pattern(r"[^\s,\]}\[{\":]+")
 _ESCAPE = pattern(r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)")
 
 _SHELLS = frozenset({"bash", "sh", "zsh", "ksh", "dash", "shell", "shellscript"})
@@ -49,29 +47,13 @@ _MAGIC = pattern(r"[ \t]*%(?P<name>cd|env|set_env|pushd|popd)\b[ \t]*(?P<rest>[^
 _AUTOMAGIC_CD = pattern(r"(?P<name>cd)[ \t]+(?P<rest>[\w./~-][^\s=(,]*)[ \t]*$")
 _CHDIR = pattern(r"(?P<indent>[ \t]*)os\.chdir\([ \t]*(?P<rest>.*?)[ \t]*\)[ \t]*(?:#.*)?$")
 _ENVIRON = pattern(
-    r"(?P<indent>[ \t]*)os\.environ\[[ \t]*(['\"])(?P<name>\w+)\2[ \t]*\][ \t]*=(?!=)[ \t]*(?P<rest>[^\n]*?)[ \t]*(?:#[^'\"\n]*)?$"
+    r"(?P<indent>[ \t]*)os\.environ\[[ \t]*(['\"])(?P<name>\w+)\2[ \t]*\][ \t]*=(?!=)[ \t]*"
+    r"(?P<rest>[^\n]*?)[ \t]*(?:#[^'\"\n]*)?$"
 )
 _LITERAL = pattern(r"(['\"])((?:(?!\1)[^\\\n])*)\1$")
 _TRIPLE = pattern(r"\"\"\"|'''")
 _FILLED = pattern(r"\{\{|\}\}|\$\$|\$?\{[^{}\n]*\}|\$[\w.]+")
 _LOOSE_OPTION = pattern(r"[ \t]*--?[A-Za-z]")
-
-
-class _Damaged(Exception):  # noqa: N818 - it is where reading ends, and kept as a value
-    """The JSON cannot be read at an offset."""
-
-    def __init__(self, at: int, what: str) -> None:
-        super().__init__(what)
-        self.at = at
-        self.what = what
-
-
-class RawString(NamedTuple):
-    """A JSON string: where its opening and behind where its closing quotation mark stands, and what it says."""
-
-    start: int
-    end: int
-    value: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +102,7 @@ def require_whole(source: Source) -> None:
     if not mentions_launch(source.text):
         return
     found = _raw_cells(source.text)
-    if isinstance(found, _Damaged):
+    if isinstance(found, Damaged):
         place = Location(source, Span(found.at, found.at))
         raise InputError(f"{place}: not a whole notebook: {found.what}", location=place)
 
@@ -146,7 +128,7 @@ def read(source: Source) -> Notebook | None:
     if not mentions_launch(source.text):
         return None
     found = _raw_cells(source.text)
-    if isinstance(found, _Damaged):
+    if isinstance(found, Damaged):
         return None
     raw, language = found
     code = _Text()
@@ -210,31 +192,31 @@ class _Text:
 
 
 @lru_cache(maxsize=2)
-def _raw_cells(text: str) -> tuple[tuple[RawCell, ...], str] | _Damaged:
+def _raw_cells(text: str) -> tuple[tuple[RawCell, ...], str] | Damaged:
     """The cells and the notebook's language, or where the JSON is damaged."""
     try:
         return _whole(text)
-    except _Damaged as damage:
+    except Damaged as damage:
         return damage
 
 
 def _whole(text: str) -> tuple[tuple[RawCell, ...], str]:
     cells: list[RawCell] = []
     language = ""
-    at = _blank(text, 1 if text.startswith("\ufeff") else 0)
-    for key, value in _members(text, at):
+    at = json_text.blank(text, 1 if text.startswith("\ufeff") else 0)
+    for key, value in json_text.members(text, at):
         if key == "cells":
-            cells.extend(_cell(text, item) for item in _items(text, value))
+            cells.extend(_cell(text, item) for item in json_text.items(text, value))
         elif key == "worksheets":
-            for sheet in _items(text, value):
-                for inner, place in _members(text, sheet):
+            for sheet in json_text.items(text, value):
+                for inner, place in json_text.members(text, sheet):
                     if inner == "cells":
-                        cells.extend(_cell(text, item) for item in _items(text, place))
+                        cells.extend(_cell(text, item) for item in json_text.items(text, place))
         elif key == "metadata":
-            language = _language(text[value : _skip(text, value)])
-    end = _blank(text, _skip(text, at))
+            language = _language(text[value : json_text.skip(text, value)])
+    end = json_text.blank(text, json_text.skip(text, at))
     if end < len(text):
-        raise _Damaged(end, "text behind the closing brace")
+        raise Damaged(end, "text behind the closing brace")
     return tuple(cells), language
 
 
@@ -253,96 +235,16 @@ def _language(metadata: str) -> str:
 def _cell(text: str, at: int) -> RawCell:
     kind, language = "", ""
     strings: tuple[RawString, ...] = ()
-    for key, value in _members(text, at):
+    for key, value in json_text.members(text, at):
         if key == "cell_type" and text[value] == '"':
-            kind = text[value + 1 : _skip(text, value) - 1]
+            kind = text[value + 1 : json_text.skip(text, value) - 1]
         elif key in ("source", "input"):
-            places = tuple(_items(text, value)) if text[value] == "[" else (value,)
-            strings = tuple(_string(text, place) for place in places if text[place] == '"')
+            places = tuple(json_text.items(text, value)) if text[value] == "[" else (value,)
+            strings = tuple(json_text.string(text, place) for place in places if text[place] == '"')
         elif key == "metadata":
-            found = re.search(r'"languageId"\s*:\s*"([\w-]+)"', text[value : _skip(text, value)])
+            found = re.search(r'"languageId"\s*:\s*"([\w-]+)"', text[value : json_text.skip(text, value)])
             language = found.group(1).lower() if found else ""
     return RawCell(kind, language, strings)
-
-
-def _string(text: str, at: int) -> RawString:
-    end = _skip(text, at)
-    try:
-        return RawString(at, end, json.loads(text[at:end]))
-    except ValueError as error:
-        raise _Damaged(at, f"this string cannot be read ({error})") from error
-
-
-def _members(text: str, at: int) -> Iterator[tuple[str, int]]:
-    """The members of the object at ``at``: key and where the value begins."""
-    if text[at : at + 1] != "{":
-        raise _Damaged(at, "an object is expected here")
-    at = _blank(text, at + 1)
-    while text[at : at + 1] != "}":
-        if text[at : at + 1] != '"':
-            raise _Damaged(at, "a key is expected here")
-        end = _skip(text, at)
-        key = text[at + 1 : end - 1]
-        at = _blank(text, end)
-        if text[at : at + 1] != ":":
-            raise _Damaged(at, "a colon is expected here")
-        at = _blank(text, at + 1)
-        yield key, at
-        at = _next(text, _skip(text, at), "}")
-
-
-def _items(text: str, at: int) -> Iterator[int]:
-    """Where the items of the array at ``at`` begin."""
-    if text[at : at + 1] != "[":
-        raise _Damaged(at, "a list is expected here")
-    at = _blank(text, at + 1)
-    while text[at : at + 1] != "]":
-        yield at
-        at = _next(text, _skip(text, at), "]")
-
-
-def _next(text: str, at: int, closing: str) -> int:
-    at = _blank(text, at)
-    if text[at : at + 1] == ",":
-        at = _blank(text, at + 1)
-        if text[at : at + 1] != closing:
-            return at
-        raise _Damaged(at, "a comma with nothing behind it")
-    if text[at : at + 1] != closing:
-        raise _Damaged(at, f"a comma or {closing} is expected here")
-    return at
-
-
-def _blank(text: str, at: int) -> int:
-    match = _BLANK.match(text, at)
-    return match.end() if match else at
-
-
-def _skip(text: str, at: int) -> int:
-    """Where the value at ``at`` ends. Numbers and strings in it are passed over, not read."""
-    first = text[at : at + 1]
-    if first == '"':
-        string = _STRING.match(text, at)
-        if string is None:
-            raise _Damaged(at, "this string does not end")
-        return string.end()
-    if first in ("{", "["):
-        depth = 0
-        for match in _NESTED.finditer(text, at):
-            mark = match.group()
-            if mark in ("{", "["):
-                depth += 1
-            elif mark in ("}", "]"):
-                depth -= 1
-                if depth == 0:
-                    return match.end()
-            elif mark == '"':
-                raise _Damaged(match.start(), "this string does not end")
-        raise _Damaged(at, f"this {first} is never closed")
-    scalar = _SCALAR.match(text, at)
-    if scalar is None:
-        raise _Damaged(at, "a value is expected here")
-    return scalar.end()
 
 
 # ---------------------------------------------------------------- cells
