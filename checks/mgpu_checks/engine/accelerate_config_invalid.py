@@ -88,6 +88,24 @@ _KINDS: Mapping[str, tuple[_Version, _Version | None]] = {
 }
 """Members of DistributedType, likewise."""
 
+_SAGEMAKER = frozenset(
+    (
+        "compute_environment",
+        "distributed_type",
+        "mixed_precision",
+        "use_cpu",
+        "debug",
+        "num_machines",
+        "gpu_ids",
+        "dynamo_config",
+        "dynamo_backend",
+        "fp16",
+        "enable_cpu_affinity",
+        "num_processes",
+    )
+)
+"""Keys above that SageMakerConfig takes too; num_processes is refused by some releases, and put in by others."""
+
 _ENVIRONMENTS = ("LOCAL_MACHINE", "AMAZON_SAGEMAKER")
 _PRECISIONS = ("no", "fp8", "fp16", "bf16")
 _SECTIONS = {"deepspeed_config": "", "fsdp_config": "fsdp_"}
@@ -266,6 +284,7 @@ def _faults(case: Case, layer: Layer, config: ConfigFile) -> Iterator[_Fault]:
         yield f"accelerate cannot read it as {kind}: {said}", None, Fix("Correct the file"), Severity.ERROR
         return
     if config.get("compute_environment") == "AMAZON_SAGEMAKER":
+        yield from _local(config)
         return
     release = layer.release
     version = version_of(release) if release is not None and release.certain else None
@@ -276,6 +295,17 @@ def _faults(case: Case, layer: Layer, config: ConfigFile) -> Iterator[_Fault]:
     yield from _keys(case, config, version)
     yield from _values(layer, config)
     yield from _entries(case, layer, config)
+
+
+def _local(config: ConfigFile) -> Iterator[_Fault]:
+    """Keys of a launch on this machine in a file for Amazon SageMaker."""
+    for path in config.values:
+        if len(path) == 1 and path[0] in _KEYS and path[0] not in _SAGEMAKER:
+            message = (
+                f"{path[0]} in {config.name} is no key of a file for AMAZON_SAGEMAKER: accelerate refuses the file"
+            )
+            fix = Fix("Remove it, or set compute_environment: LOCAL_MACHINE")
+            yield message, config.locate(path[0]), fix, Severity.ERROR
 
 
 def _environment(config: ConfigFile) -> Iterator[_Fault]:
@@ -367,7 +397,8 @@ def _entries(case: Case, layer: Layer, config: ConfigFile) -> Iterator[_Fault]:
                 f"{path[1]} in {config.name} ({path[0]}) is not known to accelerate {layer.release.version} "
                 f"({others[0]} to {others[-1]} have it): it is dropped without a word"
             )
-            yield message, config.locate(*path), Fix(f"Remove {path[1]}"), Severity.WARNING
+            # What it asked for may be the default by now.
+            yield message, config.locate(*path), Fix(f"Remove {path[1]}"), Severity.ADVICE
         elif near is not None:
             fix = _rename(config, path, near)
             yield f"{message} (did you mean {near}?)", config.locate(*path), fix, Severity.ERROR

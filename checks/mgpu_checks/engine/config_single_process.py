@@ -160,6 +160,8 @@ def _said(case: Case) -> Iterator[Finding]:
         layer = launch.layer("accelerate")
         if layer is None or layer.config is None or layer.option("cpu") is not None:
             continue
+        if layer.config.get("compute_environment") == "AMAZON_SAGEMAKER":
+            continue
         if any(layer.option(name) is not None for name in SWITCHES) or config_kind(layer.config) != "NO":
             continue
         yield from _judge(case, launch, layer, layer.config)

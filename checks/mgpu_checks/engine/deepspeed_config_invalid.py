@@ -130,7 +130,9 @@ _PRECISION: Mapping[str, frozenset[str]] = {
         ]
     ),
 }
-"""Keys of the precisions' sections; 0.16.9 ignores all others, 0.19.8 refuses them."""
+"""Keys of the precisions' sections; 0.16.9 ignores all others, 0.17.6 and 0.19.8 refuse them."""
+
+_STRICT_PRECISION = (0, 17, 6)
 
 _WHOLE_NUMBERS = frozenset(
     [
@@ -534,7 +536,11 @@ def _sections(case: Case, config: ConfigFile) -> Iterator[_Fault]:
         section = config.get(name)
         for key in section if isinstance(section, dict) else ():
             near = closest(str(key), known, 1)
-            if key in known or not isinstance(key, str) or (not near and (version is None or version < _NEWEST)):
+            if (
+                key in known
+                or not isinstance(key, str)
+                or (not near and (version is None or version < _STRICT_PRECISION))
+            ):
                 continue
             hint = f" (did you mean {near[0]}?)" if near else ""
             message = f"{key} is no key of {name} in {config.name}{hint}"

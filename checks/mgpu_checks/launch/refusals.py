@@ -373,7 +373,8 @@ def _model(question: Question) -> Iterator[Refusal]:
 
 def _export(question: Question) -> Iterator[Refusal]:
     given = question.given
-    if question.launch.target.subcommand != "export":
+    if question.launch.target.subcommand != "export" or given.get("do_train") is not None:
+        # A file for training is none for export: that has a rule of its own.
         return
     if given.lacks("export_dir") and given.given:
         yield Refusal(
