@@ -41,7 +41,8 @@ RULE = Rule(
     fixable=True,
     signatures=(
         Signature(
-            r"\$'\\r': command not found|near unexpected token `\$'\\r''|\^M: bad interpreter|invalid option name\r",
+            r"\$'\\r': command not found|near unexpected token `\$'\\r''|\^M: bad interpreter"
+            r"|^: invalid option(?: name)?$",
             "bash 5.2, a script whose lines end in carriage returns (ran)",
             "run.sh: line 2: $'\\r': command not found",
         ),
