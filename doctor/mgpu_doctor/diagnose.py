@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from mgpu_doctor.model.workspace import Workspace
 
 THIS_MACHINE = "this machine"
+_EMPTY = "the command is empty"
+_FOR_INSTANCE = 'for instance: "torchrun --nproc-per-node 2 train.py"'
 _EMBEDDING = frozenset({"yaml", "dockerfile", "makefile", "justfile"})
 """Kinds of files in which commands are written in the file's own language."""
 
@@ -152,11 +154,11 @@ def read_sources(request: Request) -> tuple[tuple[Source, ...], tuple[str, ...],
     problems: list[Problem] = []
     if request.command is not None:
         if not request.command.strip():
-            raise UsageError(
-                "the command is empty", hint='try: mgpu-doctor explain "torchrun --nproc-per-node 2 train.py"'
-            )
+            raise UsageError(_EMPTY, hint=_FOR_INSTANCE)
         sources.append(decode(_encoded(request.command), "<command>", "command"))
     if request.argv:
+        if not any(word.strip() for word in request.argv):
+            raise UsageError(_EMPTY, hint=_FOR_INSTANCE)
         from mgpu_doctor.shell import join_argv
 
         sources.append(Source("<command>", join_argv(request.argv), "command"))
@@ -233,6 +235,10 @@ def _excerpts(source: Source) -> tuple[Excerpt, ...]:
         from mgpu_doctor.read import python_source
 
         return python_source.excerpts(source)
+    if source.kind == "vscode":
+        from mgpu_doctor.read import vscode
+
+        return vscode.excerpts(source)
     if source.kind == "shell":
         from mgpu_doctor.read import shellfile
 
@@ -246,7 +252,7 @@ def _embedded(source: Source) -> tuple[Excerpt, ...]:
     """The commands in a file of another language, most of which hold none."""
     from mgpu_doctor.shell import mentions_launcher
 
-    if not mentions_launcher(source.text):
+    if not mentions_launcher(source.text) and ".sh" not in source.text:
         return ()
     if source.kind == "yaml":
         from mgpu_doctor.read import yaml_commands

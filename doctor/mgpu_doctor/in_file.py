@@ -92,7 +92,7 @@ def _ways(within: Excerpt, edit: Edit) -> Iterator[Edit]:
     elif start > 0:
         spans.append(Span(*[within.locate(start - 1, start).end] * 2))
     replacements = [edit.replacement]
-    if within.source.kind == "notebook":
+    if within.source.kind in ("notebook", "vscode"):
         replacements = [json.dumps(edit.replacement, ensure_ascii=False)[1:-1]]
     elif edit.replacement:
         escaped = edit.replacement.replace("\\", "\\\\").replace("\n", "\\n")
@@ -113,6 +113,10 @@ def _texts(source: Source) -> Sequence[str]:
         from mgpu_doctor.read import python_source
 
         return python_source.texts(source)
+    if source.kind == "vscode":
+        from mgpu_doctor.read import vscode
+
+        return vscode.texts(source)
     return ()
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from mgpu_doctor.cli.verb import SHARED, Given, Option, Verb
 
 _NOT_ENTERED = frozenset({"node_modules", "__pycache__", "site-packages", "venv", "build", "dist"})
-_ENTERED = frozenset({".github", ".gitlab", ".circleci", ".buildkite", ".azure-pipelines", ".ci"})
-"""Hidden directories that hold workflows."""
+_ENTERED = frozenset({".github", ".gitlab", ".circleci", ".buildkite", ".azure-pipelines", ".ci", ".vscode"})
+"""Hidden directories that hold workflows, and launches that an editor starts."""
 
 
 def run(given: Given) -> int:
@@ -44,7 +44,7 @@ def _inside(directory: str) -> Iterator[str]:
         directories[:] = sorted(name for name in directories if _is_entered(top, name))
         for name in sorted(names):
             path = os.path.normpath(os.path.join(top, name))
-            if kind_of(name) is not None and os.path.isfile(path):
+            if kind_of(path) is not None and os.path.isfile(path):
                 yield path
 
 
@@ -57,9 +57,9 @@ def _is_entered(top: str, name: str) -> bool:
 
 VERB = Verb(
     "lint",
-    "Find faulty launch commands in scripts, documents, workflows, manifests, Dockerfiles and Makefiles. Directories "
-    "are searched for such files, hidden ones passed over but for those of workflows. Only the text is judged, not "
-    "this machine, unless --facts names one.",
+    "Find faulty launch commands in scripts, documents, notebooks, Python files, workflows, manifests, Dockerfiles and "
+    "Makefiles. Directories are searched for such files, hidden ones passed over but for those of workflows and "
+    "editors. Only the text is judged, not this machine, unless --facts names one.",
     "[PATH]...",
     (Option("--stdin-filename", "What standard input (-) is called; its ending says how it is read.", "NAME"), *SHARED),
     run,

@@ -52,6 +52,8 @@ def kind_of(path: str, head: bytes = b"") -> str | None:
     if ending in _KINDS:
         return _KINDS[ending]
     name = os.path.basename(path).lower()
+    if name == "launch.json":
+        return "vscode" if os.path.basename(os.path.dirname(path)) == ".vscode" else None
     named = _NAMES.get(name) or _NAMES.get(name.split(".")[0])
     if named is not None and ending not in (".py", ".ipynb", ".json", ".am", ".in", ".j2", ".dockerignore", ".txt"):
         return named
@@ -92,12 +94,7 @@ def read_source(path: str, kind: str | None = None, name: str | None = None) -> 
         return None
     if kind == "python":
         return _program(data, shown, path)
-    source = decode(data, shown, kind, path)
-    if kind == "notebook":
-        from mgpu_doctor.read.notebook import require_whole
-
-        require_whole(source)
-    return source
+    return decode(data, shown, kind, path)
 
 
 def _program(data: bytes, name: str, path: str) -> Source:
@@ -130,7 +127,7 @@ def decode(data: bytes, name: str, kind: str, path: str | None = None) -> Source
     """Bytes as a source of a kind.
 
     Raises:
-        InputError: empty, binary, or not UTF-8; names the place.
+        InputError: empty, binary, not UTF-8, or a damaged notebook; names the place.
     """
     if not data.strip():
         raise InputError(f"{name}: empty")
@@ -148,4 +145,9 @@ def decode(data: bytes, name: str, kind: str, path: str | None = None) -> Source
         raise InputError(
             f"{place}: not UTF-8 (byte 0x{data[error.start]:02x})", location=place, hint="save it as UTF-8"
         ) from error
-    return Source(name, text, kind, path)
+    source = Source(name, text, kind, path)
+    if kind == "notebook":
+        from mgpu_doctor.read.notebook import require_whole
+
+        require_whole(source)
+    return source
