@@ -43,6 +43,8 @@ def test_a_run_may_go_on_behind_comments_and_blank_lines() -> None:
     [
         ('CMD ["torchrun", "a b.py"]', [["torchrun", "a b.py"]]),
         ('CMD ["torchrun", "\\u0061\\".py"]', [["torchrun", 'a".py']]),
+        ('CMD ["torchrun", \\\n  "a b.py"]', [["torchrun", "a b.py"]]),
+        ('CMD ["torchrun", "a\\\nb.py"]', [["torchrun", "ab.py"]]),
         ("CMD torchrun 'a b.py'", [["torchrun", "a b.py"]]),
         ('CMD ["bash", "-c", "torchrun \\"a b.py\\""]', [["torchrun", "a b.py"]]),
         ('ENTRYPOINT ["accelerate", "launch"]\nCMD ["train.py"]', [["accelerate", "launch", "train.py"]]),

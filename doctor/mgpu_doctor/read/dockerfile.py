@@ -24,6 +24,7 @@ _HERE = pattern(r"<<(-?)[ \t]*(['\"]?)([A-Za-z_]\w*)\2")
 _PAIR = pattern(r"[ \t]*([A-Za-z_][\w.]*)=")
 _USED = pattern(r"\$\{[^}\n]*\}|\$[A-Za-z_]\w*", re.ASCII)
 _TEMPLATE = pattern(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
+_JOIN = pattern(r"\\\n")
 _JSON_STRING = pattern(r'"(?:[^"\\\n]|\\.)*"')
 
 
@@ -269,7 +270,8 @@ def _here(text: str, lines: Sequence[tuple[int, int]], at: int, word: str, *, st
 
 def _exec_form(rest: Passage) -> list[Passage] | None:
     """The words of a JSON list; None for the shell form, which is all that is no such list."""
-    text = rest.text.replace("\\\n", "  ").rstrip()
+    rest = rest.replaced(_JOIN, lambda _match: "")
+    text = rest.text.rstrip()
     if not text.lstrip().startswith("["):
         return None
     try:

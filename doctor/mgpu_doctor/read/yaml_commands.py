@@ -33,6 +33,8 @@ _IN_ARGUMENTS = pattern(r"\$\$?\([A-Za-z_][\w.-]*\)|\{\{.*?\}\}", re.DOTALL)
 _IN_PLAIN_ARGUMENTS = pattern(r"\$\$?\([A-Za-z_][\w.-]*\)|\{\{.*?\}\}|\$\{\w+\}|\$[A-Za-z_]\w*", re.DOTALL)
 """Where no shell reads the words, ``$NAME`` is there for ``envsubst``, which fills it in before anything is started."""
 _INTERPOLATED = pattern(r"\$\$|\$\{[^}\n]*\}|\$[A-Za-z_]\w*", re.ASCII)
+_PREPARES = pattern(r"\s*(?:export|cd|source|\.|set|[A-Za-z_]\w*=\S*$)(?:\s|$)")
+"""A line that all jobs share and that matters to those behind it; the others are read once, for themselves."""
 _SHELL_SCRIPT = pattern(r"#!\s*\S*(?:/|env\s+)(?:ba|z|da)?sh\b")
 _NAME = pattern(r"[A-Za-z_]\w*\Z", re.ASCII)
 
@@ -67,7 +69,13 @@ def excerpts(source: Source) -> tuple[Excerpt, ...]:
     if is_settings:
         # In a workflow, a command in a comment is one that has been switched off.
         found.extend(commands_in_comments(source, blocks))
-    return tuple(sorted(found, key=lambda excerpt: excerpt.anchors[0][1]))
+    # Steps that are shared by an alias are the same text in the same place.
+    once = {(excerpt.text, excerpt.anchors, _settings(excerpt)): excerpt for excerpt in reversed(found)}
+    return tuple(sorted(once.values(), key=lambda excerpt: excerpt.anchors[0][1]))
+
+
+def _settings(excerpt: Excerpt) -> tuple[tuple[str, str | None], ...]:
+    return tuple((one.name, one.text) for one in excerpt.around.variables) if excerpt.around is not None else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,13 +334,14 @@ def _gitlab(root: Mapping, scope: _Scope) -> Iterator[Excerpt]:
     scope = scope.having(_variables(scope, root.get("variables")))
     default = root.get("default")
     common = root.get("before_script") or (default.get("before_script") if isinstance(default, Mapping) else None)
+    yield from _shell_text(common, scope)
+    shared = [line for line in _flat(common) if _PREPARES.match(line.value)]
     for _key, job in root.entries:
         if not isinstance(job, Mapping) or job.get("script") is None:
             continue
         inner = scope.having(_variables(scope, job.get("variables")))
-        before = job.get("before_script") or common
-        lines = [*_flat(before), *_flat(job.get("script"))]
-        # The job's own lines decide where the text stands; those that all jobs share come first.
+        own = job.get("before_script")
+        lines = [*(shared if own is None else _flat(own)), *_flat(job.get("script"))]
         if lines:
             yield from inner.text(joined([line.passage for line in lines], "\n").filled_in(_EXPRESSION))
         yield from _shell_text(job.get("after_script"), inner)
