@@ -105,6 +105,30 @@ _SECTIONS: Mapping[tuple[str, ...], frozenset[str]] = {
 }
 """Keys of the sections that take no others, in any of deepspeed 0.9.5, 0.12.6, 0.14.4, 0.15.4, 0.16.9, 0.19.8."""
 
+_LACKED: Mapping[tuple[int, ...], frozenset[str]] = {
+    (0, 11, 2): frozenset(["use_multi_rank_bucket_allreduce"]),
+    (0, 13, 5): frozenset(["use_all_reduce_for_fetch_params", "stage3_use_all_reduce_for_fetch_params"]),
+    (0, 15, 4): frozenset(
+        [
+            "log_trace_cache_warnings",
+            "module_granularity_threshold",
+            "stage3_module_granularity_threshold",
+            "zeropp_loco_param",
+        ]
+    ),
+    (0, 17, 0): frozenset(["enable_sanity_checks", "zenflow"]),
+    (0, 17, 6): frozenset(
+        [
+            "allgather_sequential",
+            "leaf_module",
+            "save_muon_momentum_buffer_in_memory",
+            "stage3_allgather_sequential",
+        ]
+    ),
+    (0, 18, 9): frozenset(["compute_grad_norm", "parameter_alignment"]),
+}
+"""Keys of zero_optimization that releases up to this one do not have yet (ten releases from 0.11.2 to 0.19.8)."""
+
 _PRECISION: Mapping[str, frozenset[str]] = {
     "fp16": frozenset(
         [
@@ -378,6 +402,11 @@ RULE = Rule(
             "ValueError: Found `scheduler` configured in the DeepSpeed config, but no `optimizer`. Please "
             "configure an optimizer in the DeepSpeed config.",
         ),
+        Signature(
+            r"bf16 and fp16 modes cannot be simultaneously enabled",
+            "deepspeed 0.16.9 and 0.19.8, runtime/config.py",
+            "AssertionError: bf16 and fp16 modes cannot be simultaneously enabled",
+        ),
     ),
 )
 
@@ -470,6 +499,7 @@ def _by_reader(launch: Launch, config: ConfigFile) -> Iterator[Finding]:
 
 def _faults(case: Case, config: ConfigFile, data: dict[object, object]) -> Iterator[_Fault]:
     yield from _keys(case, config)
+    yield from _newer(case, config)
     yield from _sections(case, config)
     yield from _zero(config)
     yield from _named(config)
@@ -519,6 +549,20 @@ def _keys(case: Case, config: ConfigFile) -> Iterator[_Fault]:
             certain = bool(near) or release.certain or case.mode != "lint"
             severity = Severity.ERROR if certain else Severity.ADVICE
             yield message, config.locate(*path), _rename(config, path, near[0]) if near else None, severity
+
+
+def _newer(case: Case, config: ConfigFile) -> Iterator[_Fault]:
+    """Keys of ZeRO's section that only later releases have."""
+    release = case.knowledge.release("deepspeed")
+    version = version_of(release)
+    if not release.certain or version is None:
+        return
+    for last, names in _LACKED.items():
+        for name in sorted(names):
+            place = config.locate("zero_optimization", name)
+            if version <= last and place is not None:
+                message = f"{name} in {config.name} is not known to DeepSpeed {release.version}: it refuses the file"
+                yield message, place, Fix(f"Remove {name}, or upgrade DeepSpeed"), Severity.ERROR
 
 
 def _sections(case: Case, config: ConfigFile) -> Iterator[_Fault]:
