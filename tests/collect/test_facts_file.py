@@ -205,6 +205,22 @@ def test_instances_of_mig(tmp_path: Path) -> None:
     assert [gpu.mig_profiles for gpu in facts.gpus] == [("1g.10gb",), SILENT]
 
 
+def test_compute_capability_by_name(tmp_path: Path) -> None:
+    """What the file says of a card goes before what its name tells, and so does that it could not be found out."""
+    cards = [
+        {"name": "NVIDIA GeForce RTX 5090"},
+        {"name": "NVIDIA GeForce RTX 5090", "compute_capability": "8.6"},
+        {"name": "NVIDIA GeForce RTX 5090", "unknown": {"compute_capability": "NVML is too old"}},
+        {"name": "Quadro P4000"},
+    ]
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps({"gpus": cards}))
+    gpus = load_facts(path).gpus
+    assert not isinstance(gpus, Unknown)
+    found = [gpu.compute_capability for gpu in gpus]
+    assert found == [(12, 0), (8, 6), Unknown("NVML is too old"), SILENT]
+
+
 def test_every_fact_has_a_key(tmp_path: Path) -> None:
     """Whatever a record can hold, the file can say."""
     outside = {"origin", "python", "free_ports", "site_packages", "other"}

@@ -49,6 +49,16 @@ RULE = Rule(
             "torchrun --nproc_per_node 2 train.py",
             facts={"gpu_processes": [{"gpu": 0, "pid": 900, "command": "/usr/lib/xorg/Xorg", "memory_gib": 0.1}]},
         ),
+        Example(
+            "a desktop on large screens",
+            "torchrun --nproc_per_node 2 train.py",
+            facts={
+                "gpu_processes": [
+                    {"gpu": 0, "pid": 900, "command": "/usr/lib/xorg/Xorg :0", "memory_gib": 0.8},
+                    {"gpu": 0, "pid": 950, "command": "/usr/bin/gnome-shell", "memory_gib": 0.7},
+                ]
+            },
+        ),
     ),
     sources=(
         Reference(
@@ -76,6 +86,12 @@ RULE = Rule(
 LEAST_GIB = 0.5
 """Less than this is a desktop or a monitor."""
 
+_DESKTOP = frozenset(
+    {"xorg", "x", "xwayland", "gnome-shell", "kwin_x11", "kwin_wayland", "plasmashell", "cinnamon", "mutter", "sway",
+     "weston", "compiz", "gnome-remote-desktop-daemon"}
+)  # fmt: skip
+"""Programs that draw the desktop: they cannot be waited for, and take about a gigabyte at most."""
+
 
 def find(case: Case) -> Iterator[Finding]:
     """Launches on this machine that would meet somebody on their GPUs."""
@@ -86,7 +102,7 @@ def find(case: Case) -> Iterator[Finding]:
         if not chosen:
             continue
         holders = case.require(case.facts.gpu_processes)
-        found = [one for one in holders if one.gpu in chosen and _much(one.memory_gib)]
+        found = [one for one in holders if one.gpu in chosen and _much(one.memory_gib) and not _draws(one.command)]
         if not found:
             continue
         texts = []
@@ -115,6 +131,11 @@ def find(case: Case) -> Iterator[Finding]:
 def _short(command: str, most: int = 60) -> str:
     command = " ".join(command.split())
     return command if len(command) <= most else command[: most - 1].rstrip() + "…"
+
+
+def _draws(command: str | Unknown) -> bool:
+    words = command.split() if isinstance(command, str) else []
+    return bool(words) and words[0].rpartition("/")[2].lower() in _DESKTOP
 
 
 def _much(memory: float | Unknown) -> bool:

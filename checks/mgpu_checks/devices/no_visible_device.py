@@ -93,6 +93,12 @@ RULE = Rule(
             files={"job.sh": "#!/bin/bash\n#SBATCH --gres=gpu:4\nsrun deepspeed train.py\n", "train.py": _CUDA},
             facts={"gpus": []},
         ),
+        Example(
+            "an allocation asked for on a machine without GPUs",
+            "srun -N1 --gres=gpu:4 deepspeed train.py",
+            files={"train.py": _CUDA},
+            facts={"gpus": []},
+        ),
         Example("a machine alone", facts={"env": {}}),
         Example("a CPU machine alone", facts={"gpus": [], "env": {"CUDA_VISIBLE_DEVICES": "-1"}}),
         Example("a sliced GPU", facts={"gpus": [{"index": 0, "mig_mode": True, "mig": ["MIG-0"]}]}),
@@ -179,9 +185,14 @@ def find(case: Case) -> Iterator[Finding]:
 def _is_without(case: Case, launch: Launch) -> bool:
     """Whether the machine that a launch runs on is known to have no GPU of any maker.
 
-    A batch job runs on a node that the scheduler chooses, not on the one where it is submitted.
+    A batch job runs on a node that the scheduler chooses, not on the one where it is submitted; so does what srun
+    starts.
     """
     if elsewhere(launch.command) or gpu_count(case) != 0 or allocation(case, launch) is not None:
+        return False
+    if launch.layer("srun") is not None or any(
+        w.name.split()[0] in {"srun", "salloc"} for w in launch.command.wrappers
+    ):
         return False
     packages = case.facts.packages
     if isinstance(packages, Unknown):

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from mgpu_checks.rendezvous import launcher_place, many_nodes, runs_elsewhere
+from mgpu_checks.rendezvous import (
+    host_of,
+    is_loopback,
+    known_address,
+    launcher_place,
+    many_nodes,
+    runs_elsewhere,
+    stated_address,
+)
 from mgpu_doctor.authoring import (
     Case,
     Example,
@@ -68,6 +76,12 @@ RULE = Rule(
         Example("one port is up", _FIRST, facts={"infiniband": {"mlx5_0": "ACTIVE", "mlx5_1": "DOWN"}}),
         Example("no InfiniBand", _FIRST, facts={"infiniband": {}}),
         Example("InfiniBand is not wanted", f"NCCL_IB_DISABLE=1 {_FIRST}", facts={"infiniband": {"mlx5_0": "DOWN"}}),
+        Example(
+            "a try on a machine without a network",
+            "torchrun --nnodes 2 --node_rank 0 --nproc_per_node 2 --master_addr 127.0.0.1 --master_port 29500 t.py & "
+            "torchrun --nnodes 2 --node_rank 1 --nproc_per_node 2 --master_addr 127.0.0.1 --master_port 29500 t.py",
+            facts={"interfaces": {"lo": "127.0.0.1"}},
+        ),
         Example(
             "several nodes on one machine",
             "docker run --gpus all img bash -c 'torchrun --nnodes 2 --node_rank 0 --master_addr 127.0.0.1 t.py'",
@@ -194,8 +208,9 @@ def find(case: Case) -> Iterator[Finding]:
 
 def _rehearsal(launch: Launch) -> bool:
     """Whether the nodes meet on loopback: all of them on one machine, for a try."""
-    address = launch.rendezvous.address if launch.rendezvous is not None else None
-    return address is not None and (address.known or "").startswith(("127.", "localhost"))
+    stated = stated_address(launch)
+    address = known_address(launch) or (host_of(stated[0].value or "", stated[1]) if stated is not None else "")
+    return is_loopback(address)
 
 
 def _new_container(launch: Launch) -> Wrapper | None:

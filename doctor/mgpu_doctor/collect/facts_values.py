@@ -196,9 +196,8 @@ def _gpu(value: Any, key: str, at: int) -> Gpu:
         instances = _items(item["mig_devices"], f"{key}.mig_devices")
         parts.update(_mig(instances, f"{key}.mig_devices", parts))
     name = parts.get("name")
-    capability = compute_capability_of(name) if isinstance(name, str) else None
-    if capability is not None:
-        parts.setdefault("compute_capability", capability)
+    if parts["compute_capability"] == SILENT and isinstance(name, str):
+        parts["compute_capability"] = compute_capability_of(name) or SILENT
     return Gpu(index=_whole(item.get("index", at), f"{key}.index"), **parts)
 
 
