@@ -339,3 +339,17 @@ def test_a_terminal_without_these_signs_still_tells_good_from_bad(
     assert "  x   rank 1      GPU-00000001   GPU 0 (GPU-00000000)\n" in done.stdout
     assert "  rank 1              #            -\n" in done.stdout
     assert "?" not in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the probe's processes are followed through /proc")
+def test_an_interpreter_without_torch_is_named_and_no_verdict_is_given(run: Run, tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], capture_output=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    done = run("probe", "--cpu", "--python", str(tmp_path / "bare"))
+    assert done.returncode == 2
+    assert "bare/bin/python" in done.stderr
+    assert "has no torch" in done.stderr
+    assert "--python" in done.stderr
+    assert "verdict" not in done.stdout

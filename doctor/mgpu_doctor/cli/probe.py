@@ -108,7 +108,11 @@ def _probe(case: Case, wishes: Wishes, note: Waiting, *, commanded: bool) -> Obs
     from mgpu_doctor.render.probe import doing
 
     launch = _launch(case) if commanded else None
-    plan = ProbePlan(launch, case.facts, wishes.processes, wishes.python, os.getcwd(), wishes.deadline_s, wishes.cpu)
+    python = wishes.python
+    if python is not None and isinstance(case.facts.python.executable, str):
+        # The directory of an environment was turned into its interpreter when the machine was looked at.
+        python = case.facts.python.executable
+    plan = ProbePlan(launch, case.facts, wishes.processes, python, os.getcwd(), wishes.deadline_s, wishes.cpu)
     note.say(f"probing, at most {wishes.deadline_s:g} s")
     try:
         seen = probe(plan, lambda stage: note.say(_fitting(doing(stage))))
@@ -116,6 +120,8 @@ def _probe(case: Case, wishes: Wishes, note: Waiting, *, commanded: bool) -> Obs
         note.clear()
         print("mgpu-doctor: interrupted; what the probe had started has been ended", file=sys.stderr)
         raise
+    if launch is None:
+        _refuse_torchless(seen, case)
     if wishes.cpu:
         # Nobody promised GPUs to a run that was told to leave them alone.
         return replace(seen, promised_uuids=Unknown("--cpu leaves the GPUs alone"))
@@ -124,6 +130,16 @@ def _probe(case: Case, wishes: Wishes, note: Waiting, *, commanded: bool) -> Obs
         gpus = () if isinstance(case.facts.gpus, Unknown) else case.facts.gpus
         return replace(seen, promised_uuids=tuple(gpu.uuid for gpu in gpus)) if gpus else seen
     return seen
+
+
+def _refuse_torchless(seen: Observation, case: Case) -> None:
+    """End a probe whose own choice of an interpreter was at fault: that says nothing about the GPUs."""
+    if not seen.ranks and any("No module named 'torch'" in line for line in seen.output):
+        python = case.facts.python.executable
+        raise InputError(
+            f"{python if isinstance(python, str) else 'the interpreter'} has no torch, which the workers need",
+            hint="name an interpreter that has it: mgpu-doctor probe --python /path/to/env/bin/python",
+        )
 
 
 def _launch(case: Case) -> Launch:

@@ -202,7 +202,8 @@ class Measurement:
             detail = "the launcher could not be started" if LAUNCHER in session.missing else self._ended_detail()
             self._record("start", "failed", began, detail=detail)
         else:
-            self._record("start", "hung", began, detail="the launcher started no process of the job")
+            waited = time.monotonic() - began
+            self._record("start", "hung", began, detail=f"the launcher started no process of the job in {waited:.0f} s")
         return False
 
     def _ended_detail(self) -> str:
