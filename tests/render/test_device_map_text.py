@@ -64,3 +64,11 @@ def test_the_table_fits_and_keeps_what_matters(width: int) -> None:
     assert "hidden" in text
     assert ("GPU-00000001" in text) == (width >= 64)
     assert ("0000:1b:00.0" in text) == (width >= 100)
+
+
+def test_what_is_known_of_no_gpu_has_no_column() -> None:
+    out = StringIO()
+    rows = tuple(DeviceRow(Gpu(i, "NVIDIA L4"), i, i, (i,), None) for i in range(2))
+    _print_map(Console(file=out, width=120), DeviceMap(rows, "0,1", None))
+    heading = out.getvalue().splitlines()[0].split()
+    assert heading == ["GPU", "model", "CUDA", "visible", "rank"]

@@ -16,7 +16,7 @@ from rich.console import Console
 from mgpu_doctor.model.case import Case
 from mgpu_doctor.model.facts import NO_FACTS, Facts, Gpu
 from mgpu_doctor.model.known import Unknown
-from mgpu_doctor.model.observation import Observation, StageSeen
+from mgpu_doctor.model.observation import LinkSeen, Observation, StageSeen
 from mgpu_doctor.model.report import Report
 from mgpu_doctor.render import console as drawing
 from mgpu_doctor.render import plain, probe
@@ -175,3 +175,27 @@ def test_a_report_without_a_run_shows_nothing_of_it() -> None:
 def test_stages_are_said_in_words_while_they_run() -> None:
     assert probe.doing("collective") == "probing 7/9: all_reduce with a checked sum"
     assert probe.doing("device: hung: \x1b[2Jno") == "device: hung: ␛[2Jno"
+
+
+def test_of_processors_nothing_is_said_that_sounds_like_gpus() -> None:
+    on_cpu = healthy(
+        2,
+        on_gpu=False,
+        backend="gloo",
+        ranks=tuple(rank(number, 2, device_count=0, uuid=None) for number in range(2)),
+        links=(LinkSeen(0, 1, peer_access=Unknown("no GPU"), gib_per_s=2.0, transport=Unknown("no GPU")),),
+    )
+    text = "\n".join(lines_of(on_cpu))
+    assert "link 0 - 1: 2.0 GiB/s" in text
+    assert "?" not in text
+    assert "together" not in text.partition("stage ")[0]
+    assert "The same work" not in drawn(on_cpu)
+    assert "alone 1." in "\n".join(lines_of(healthy(2)))
+
+
+def test_a_launcher_that_may_only_be_slow_is_given_more_time() -> None:
+    stage = StageSeen("start", "hung", 4.0, (), "the launcher started no process in 4 s")
+    slow = healthy(2, ranks=(), stages=(stage,), launcher_exit_code=None)
+    assert "in 4 s" in lines_of(slow)[0]
+    assert "--deadline 180" in lines_of(slow)[-1]
+    assert "--deadline" not in "\n".join(lines_of(healthy(2)))

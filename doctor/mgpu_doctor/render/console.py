@@ -34,6 +34,7 @@ from mgpu_doctor.render.summary import (
     searched,
     skipped_by_reason,
     states_line,
+    unrecognised,
 )
 
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.ADVICE: "cyan"}
@@ -77,6 +78,9 @@ def print_check(
     if len(report.maps) == 1 and report.maps[0].rows:
         _print_map(console, report.maps[0])
     _print_families(console, family_rows(report))
+    nothing = unrecognised(report)
+    if nothing is not None:
+        console.print(Text(nothing[:1].upper() + nothing[1:] + ".", "yellow"))
     _print_findings(console, report)
     _print_skipped(console, report)
     if corrected is not None:
@@ -226,6 +230,7 @@ def _print_map(console: Console, devices: DeviceMap) -> None:
         columns.append(("UUID", "uuid", "dim"))
     if console.width >= _MAP_WIDE:
         columns += [("PCI", "pci", "dim"), ("CUDA", "cuda", "")]
+    columns = [column for column in columns if any(getattr(row, column[1]) != "?" for row in rows)]
     columns.append(("visible", "visible", ""))
     if any(row.ranks for row in rows):
         columns.append(("rank", "ranks", "bold green"))

@@ -22,6 +22,7 @@ from mgpu_doctor.render.summary import (
     place,
     skipped_by_reason,
     states_line,
+    unrecognised,
 )
 
 _WIDTH = 160
@@ -35,7 +36,7 @@ def explain_lines(report: Report, corrected: str | None = None, remaining: Itera
             yield from _map_lines(report.maps[number])
         yield ""
     if not report.case.launches:
-        yield "no launch command recognised in this text"
+        yield "no launch command is recognised in this text"
         yield ""
     yield "reasoned from:"
     yield from (f"  {line}" for line in basis(report.case))
@@ -58,6 +59,7 @@ def check_lines(report: Report, corrected: str | None = None, remaining: Iterabl
     for row in family_rows(report):
         yield f"{row.name}: {states_line(row)}"
     yield ""
+    yield from filter(None, (unrecognised(report),))
     yield from _finding_blocks(report)
     skipped = skipped_by_reason(report)
     if skipped:
@@ -134,7 +136,7 @@ def _story_lines(story: Story, why: str | None) -> Iterator[str]:
         yield f"  ranks: unknown: {story.no_ranks}"
     for row in story.ranks:
         node = f"node {row.node} " if story.several_nodes and row.node else ""
-        device = " ".join(part for part in (row.physical, row.name, row.uuid) if part)
+        device = " ".join(part for part in (row.physical, row.name, row.uuid) if part not in ("", "none"))
         yield f"  rank {row.rank}: {node}{row.visible}" + (f" = {device}" if device else "")
     if why is not None:
         yield f"  {why}"

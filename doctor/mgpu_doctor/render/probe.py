@@ -220,8 +220,10 @@ def fates(observation: Observation) -> tuple[str, ...]:
 
 
 def timings(observation: Observation) -> tuple[Timing, ...]:
-    """Alone against together, for every process of which either is known."""
-    rows = []
+    """Alone against together, for every process of which either is known; processors say nothing about GPUs."""
+    rows: list[Timing] = []
+    if not observation.on_gpu:
+        return ()
     for rank in present(observation):
         alone, together = finite(rank.solo_ms), finite(rank.together_ms)
         if alone is not None or together is not None:
@@ -296,7 +298,13 @@ def unexplained(report: Report) -> str | None:
     said = () if observation is None else (*observation.output, *(rank.error or "" for rank in observation.ranks))
     if any("No module named 'torch'" in line for line in said):
         return "the interpreter that runs the workers has no torch: --python PATH names one that has"
+    if observation is not None and report.verdict.stage in ("start", "identity") and _hung(observation):
+        return "no rule knows the cause; where the launcher or torch are only slow to load, --deadline 180 waits longer"
     return "no rule knows the cause; what was seen is above, and --save FILE keeps all of it"
+
+
+def _hung(observation: Observation) -> bool:
+    return any(stage.state == "hung" for stage in observation.stages)
 
 
 def unlooked(report: Report) -> str | None:

@@ -52,9 +52,11 @@ def _measurements(observation: Observation) -> Iterator[str]:
     if total is not None:
         yield f"  all_reduce: {total}"
     for way in probe.ways(observation):
-        speed = f", {way.speed:.1f} GiB/s" if way.speed is not None else ""
         between = f" (GPU {way.devices})" if way.devices else ""
-        yield f"  link {way.ranks}{between}: peer access {way.peer}, transport {way.transport}{speed}"
+        known = [f"peer access {way.peer}"] if way.peer != "?" else []
+        known += [f"transport {way.transport}"] if way.transport != "?" else []
+        known += [f"{way.speed:.1f} GiB/s"] if way.speed is not None else []
+        yield f"  link {way.ranks}{between}: {', '.join(known) or 'not known'}"
     for step in probe.steps(observation):
         took = f", {step.seconds:.1f} s" if step.seconds is not None else ""
         yield f"  stage {step.name}: {step.state}{took}" + (f": {step.detail}" if step.detail else "")

@@ -22,6 +22,9 @@ FAMILIES = {
 }
 """Built-in families by the first digit of their codes."""
 
+_OF_LAUNCHES = ("launch", "devices", "rendezvous", "files and hub", "engine", "shell")
+"""Built-in families that have little to look at where nothing is launched."""
+
 
 class FamilyRow(NamedTuple):
     """How the checks of one family went; the four states add up to the number of checks."""
@@ -42,7 +45,12 @@ def family(code: str) -> str:
 
 
 def family_rows(report: Report) -> tuple[FamilyRow, ...]:
-    """One row for each family, in the order of codes."""
+    """One row for each family, in the order of codes.
+
+    Where there is no launch, the families about launches are left out unless they have something to say: that all
+    is well with a command that was not given would mislead.
+    """
+    bare = not report.case.launches and report.case.observation is None
     groups: dict[str, list[OutcomeKind]] = {}
     for outcome in report.outcomes:
         groups.setdefault(family(outcome.code), []).append(outcome.kind)
@@ -51,8 +59,19 @@ def family_rows(report: Report) -> tuple[FamilyRow, ...]:
         found = [finding.severity for finding in report.findings if family(finding.code) == name]
         ok, findings, skipped, crashed = (kinds.count(kind) for kind in OutcomeKind)
         worst = min(found, key=lambda severity: severity.rank, default=None)
+        if bare and name in _OF_LAUNCHES and ok == len(kinds):
+            continue
         rows.append(FamilyRow(name, ok, findings, skipped, crashed, worst))
     return tuple(rows)
+
+
+def unrecognised(report: Report) -> str | None:
+    """That no launch command was found in what was given; None where one was, or nothing was given."""
+    if report.case.launches or not report.case.sources:
+        return None
+    names = [one_line(source.name) for source in report.case.sources]
+    texts = "this text" if names == ["<command>"] else names[0] if len(names) == 1 else f"these {len(names)} files"
+    return f"no launch command is recognised in {texts}"
 
 
 def states_line(row: FamilyRow) -> str:
