@@ -149,6 +149,34 @@ def test_facts_from_a_file_name_the_physical_gpus(run: Run, tmp_path: Path) -> N
     assert "GPU-00000005" in text
 
 
+def test_what_holds_no_launch_is_not_called_well(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "note.sh").write_text("echo hello\n")
+    for given, name in ((("--", "mylauncher", "train.py"), "this text"), (("note.sh",), "note.sh")):
+        for form in ("plain", "rich"):
+            done = run("check", "--facts", "none", "--format", form, *given)
+            assert f"no launch command is recognised in {name}" in done.stdout.replace("No launch", "no launch")
+    families = [line.partition(":")[0] for line in run("check").stdout.splitlines()]
+    assert "host" in families
+    assert not {"launch", "rendezvous", "shell"} & {*families}
+    with_one = run("check", "--facts", "none", "--", "torchrun", "--nproc-per-node", "2", "train.py").stdout
+    assert "no launch command" not in with_one
+    assert "rendezvous: " in with_one
+
+
+def test_a_command_of_nothing_is_refused(run: Run) -> None:
+    for given in (("check", "--", ""), ("check", "--cmd", " "), ("explain", ""), ("probe", "--", "", "")):
+        done = run(*given)
+        assert done.returncode == 2
+        assert "the command is empty" in done.stderr
+
+
+def test_a_slip_in_a_rules_name_is_no_command(run: Run) -> None:
+    done = run("explain", "visible-devices-ignord")
+    assert done.returncode == 2
+    assert "did you mean visible-devices-ignored?" in done.stderr
+    assert run("explain", "--facts", "none", "llamafactory-cli").returncode != 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "place"),
     [

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from mgpu_doctor.model.rule import AnyCheck
 
 
+_NEARLY = 0.85
+"""From how alike to a rule's name a word is taken for a slip of the pen, and not for a command."""
+
+
 def run(given: Given) -> int:
     """List the rules; 3 when a plugin cannot be used."""
     from mgpu_doctor.registry import load_checks
@@ -50,16 +54,16 @@ def explain_rule(name: str, given: Given) -> bool:
     """Show a rule's page; False when the name is no rule's and may be a command.
 
     Raises:
-        UsageError: the name has the form of a code that no rule has.
+        UsageError: the name has the form of a code that no rule has, or is nearly a rule's.
     """
-    from mgpu_doctor.cli.session import suggestion
+    from mgpu_doctor.cli.session import nearest, suggestion
     from mgpu_doctor.errors import UsageError
     from mgpu_doctor.registry import load_checks
 
     registry = load_checks()
     check = registry.find(name)
     if check is None:
-        if name.strip()[-3:].isdigit():
+        if name.strip()[-3:].isdigit() or nearest(registry, name.strip(), _NEARLY) is not None:
             raise UsageError(f"no rule is called {name.strip()!r}", hint=suggestion(registry, name.strip()))
         return False
     _show_page(check, given)

@@ -188,8 +188,14 @@ def check_names(registry: Registry, names: tuple[str, ...]) -> None:
 
 def suggestion(registry: Registry, name: str) -> str:
     """A rule with a similar code or slug, or where the rules are listed."""
+    near = nearest(registry, name, 0.6)
+    return f"did you mean {near}?" if near is not None else "mgpu-doctor rules lists them"
+
+
+def nearest(registry: Registry, name: str, likeness: float) -> str | None:
+    """The code or slug that is most similar to a name; None where none is as alike as that, from 0 to 1."""
     from difflib import get_close_matches
 
     known = [text for check in registry.checks for text in (check.code, check.slug)]
-    near = get_close_matches(name.upper() if name[-1:].isdigit() else name.lower(), known, n=1)
-    return f"did you mean {near[0]}?" if near else "mgpu-doctor rules lists them"
+    near = get_close_matches(name.upper() if name[-1:].isdigit() else name.lower(), known, n=1, cutoff=likeness)
+    return near[0] if near else None
