@@ -39,6 +39,11 @@ RULE = Rule(
             observation={**probed([0], device_count=[1]), "promised_processes": 4},
         ),
         Example(
+            "on the processors alone",
+            "accelerate launch --cpu --num_processes 4 train.py",
+            observation={**probed([0], device_count=[0], uuid=[None], on_gpu=False), "promised_processes": 4},
+        ),
+        Example(
             "two promised, one came",
             observation={**probed([0]), "promised_processes": 2},
         ),
@@ -57,6 +62,12 @@ RULE = Rule(
         Reference(
             "accelerate 1.15.0, accelerate launch --num_processes 4 with at most one visible GPU",
             "one process is started, exit status 0, no word about it",
+            ran=True,
+        ),
+        Reference(
+            "accelerate 1.7.0 and 1.15.0, commands/launch.py launch_command(): every launcher of several processes"
+            " asks for not args.cpu",
+            "accelerate launch --cpu --num_processes 4 starts one process, exit status 0",
             ran=True,
         ),
         Reference(
@@ -113,8 +124,11 @@ def _sees(rank: RankSeen) -> Iterator[str]:
 
 
 def _fix(launch: Launch | None, rank: RankSeen, wanted: int) -> Fix | None:
+    accelerate = launch.layer("accelerate") if launch is not None else None
+    if accelerate is not None and accelerate.option("cpu") is not None:
+        return Fix("leave --cpu out: with it accelerate starts one process")
     if isinstance(rank.device_count, int) and rank.device_count < 2:
         return Fix(f"make {wanted} GPUs visible to the launcher: it sees {rank.device_count}")
-    if launch is not None and launch.layer("accelerate") is not None:
+    if accelerate is not None:
         return Fix("give --multi_gpu, or a configuration file that says distributed_type: MULTI_GPU")
     return None
