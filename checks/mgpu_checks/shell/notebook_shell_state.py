@@ -60,6 +60,7 @@ RULE = Rule(
         ),
         Example("a shell script", "cd work\ntorchrun --nproc_per_node 2 train.py"),
         Example("no launch", "!cd work\n!ls"),
+        Example("set for the command", "!A=1 torchrun --nproc_per_node 2 train.py"),
     ),
     sources=(
         Reference("IPython 8.12.3", "every `!` line is a new process: neither cd nor export lasts", ran=True),
@@ -69,7 +70,11 @@ RULE = Rule(
     fixable=True,
 )
 
-_LINE = pattern(r"^[ \t]*!(?:(cd)[ \t]+([^\n;&|]+?)|(export[ \t]+)?([A-Za-z_]\w*)=([^\n;&|]*?))[ \t]*$", re.MULTILINE)
+_LINE = pattern(
+    r"^[ \t]*!(?:(cd)[ \t]+([^\n;&|]+?)"
+    r"|(export[ \t]+)?([A-Za-z_]\w*)=((?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\";&|])*))[ \t]*$",
+    re.MULTILINE,
+)
 
 
 def find(case: Case) -> Iterator[Finding]:

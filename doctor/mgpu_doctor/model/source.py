@@ -7,7 +7,7 @@ Line and column are computed only when something is shown.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,7 +89,10 @@ class Source:
         """
         starts = _line_starts(self.text)
         if self.within is not None:
-            line = bisect_right(starts, line, key=lambda start: self.position(start).line)
+            # The first line of this text that begins on that line of the file, or else the one that goes on there.
+            number = bisect_left(starts, line, key=lambda start: self.position(start).line)
+            begins = number < len(starts) and self.position(starts[number]).line == line
+            line = number + 1 if begins else number
         line -= self.first_line - 1
         if line < 1:
             raise IndexError(line)

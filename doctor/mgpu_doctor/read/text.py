@@ -92,12 +92,10 @@ def read_source(path: str, kind: str | None = None, name: str | None = None) -> 
     if (kind == "yaml" and not _is_text(data)) or (kind in _NAMES.values() and not data.strip()):
         # Settings and data of any kind have this ending: what is no text is no fault.
         return None
-    if kind == "python":
-        return _program(data, shown, path)
     return decode(data, shown, kind, path)
 
 
-def _program(data: bytes, name: str, path: str) -> Source:
+def _program(data: bytes, name: str, path: str | None) -> Source:
     """A Python file; without its text when there is no launch in it, or when Python would not read it as UTF-8."""
     from mgpu_doctor.read.python_source import mentions_launch
 
@@ -129,6 +127,8 @@ def decode(data: bytes, name: str, kind: str, path: str | None = None) -> Source
     Raises:
         InputError: empty, binary, not UTF-8, or a damaged notebook; names the place.
     """
+    if kind == "python":
+        return _program(data, name, path)
     if not data.strip():
         raise InputError(f"{name}: empty")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
