@@ -58,6 +58,7 @@ def test_a_run_may_go_on_behind_comments_and_blank_lines() -> None:
         ("COPY <<EOF /x.sh\ntorchrun a.py\nEOF\n", []),
         ('SHELL ["powershell", "-command"]\nRUN torchrun a.py', []),
         ("# escape=`\nRUN torchrun `\n  a.py", [["torchrun", "a.py"]]),
+        ("RUN torchrun a.py \\\\\nRUN torchrun b.py", [["torchrun", "a.py", "\\"], ["torchrun", "b.py"]]),
         ("# torchrun a.py\nLABEL x=torchrun", []),
         ("RUN torchrun {{ script }}", [["torchrun", None]]),
         ("CMD [torchrun", []),

@@ -197,6 +197,26 @@ def test_a_called_workflow_may_be_given_a_script() -> None:
     assert shown(text) == [["torchrun", "-m", "pytest"]]
 
 
+def test_an_expression_may_name_a_variable_of_the_file() -> None:
+    steps = "- script: echo M=8 >> $GITHUB_ENV\n- script: torchrun --n ${{ env.N }} ${{ env.M }} x.py\n"
+    text = "env: {N: 4, M: 2}\nsteps:\n" + steps
+    (command,) = commands(text)
+    assert [word.value for word in command.words] == ["torchrun", "--n", "4", None, "x.py"]
+    changed = command.variable("M")
+    assert changed is not None
+    assert changed.text is None
+
+
+@pytest.mark.parametrize("shell", ["' '", "''", "'bash -l {0}'", "/bin/sh", "null"])
+def test_shells_that_read_it(shell: str) -> None:
+    assert shown(f"steps: [{{run: torchrun x.py, shell: {shell}}}]") == [["torchrun", "x.py"]]
+
+
+@pytest.mark.parametrize("shell", ["pwsh", "cmd", "python", "'${{ matrix.shell }}'"])
+def test_shells_that_are_none(shell: str) -> None:
+    assert shown(f"steps: [{{run: torchrun x.py, shell: {shell}}}]") == []
+
+
 def test_a_comment_in_a_workflow_is_switched_off() -> None:
     text = "# torchrun --nproc_per_node 2 x.py\njobs: {a: {steps: [{run: torchrun y.py}]}}\n"
     assert shown(text) == [["torchrun", "y.py"]]

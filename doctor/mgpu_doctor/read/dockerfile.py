@@ -209,7 +209,9 @@ def _lines(text: str) -> list[tuple[int, int]]:
 
 
 def _goes_on(line: str, escape: str) -> bool:
-    return line.rstrip(" \t").endswith(escape)
+    # moby/buildkit, frontend/dockerfile/parser/parser.go, lineContinuationRegex: an escaped escape ends the line.
+    text = line.rstrip(" \t")
+    return text.endswith(escape) and text[-2:-1] != escape
 
 
 def _without_escape(line: Passage, escape: str) -> Passage:

@@ -29,6 +29,9 @@ from mgpu_doctor.read.passage import Passage, excerpt_of, joined, setting, spell
 from mgpu_doctor.read.yaml_text import Mapping, Node, Scalar, Sequence, read_documents
 
 _EXPRESSION = pattern(r"\$\{\{.*?\}\}|\{\{.*?\}\}", re.DOTALL)
+_ENV_EXPRESSION = pattern(r"\$\{\{\s*env\.([A-Za-z_]\w*)\s*\}\}")
+_CHANGED = pattern(r"([A-Za-z_]\w*)(?:=|<<)[^\n]*\bGITHUB_ENV\b|variable=([A-Za-z_]\w*)[^\n]*\]")
+"""``echo "NAME=value" >> "$GITHUB_ENV"``, ``##vso[task.setvariable variable=NAME]``."""
 _IN_ARGUMENTS = pattern(r"\$\$?\([A-Za-z_][\w.-]*\)|\{\{.*?\}\}", re.DOTALL)
 _IN_PLAIN_ARGUMENTS = pattern(r"\$\$?\([A-Za-z_][\w.-]*\)|\{\{.*?\}\}|\$\{\w+\}|\$[A-Za-z_]\w*", re.DOTALL)
 """Where no shell reads the words, ``$NAME`` is there for ``envsubst``, which fills it in before anything is started."""
@@ -63,7 +66,8 @@ def excerpts(source: Source) -> tuple[Excerpt, ...]:
         root = document.root
         read = _reader(root, source) if isinstance(root, Mapping) else None
         if isinstance(root, Mapping) and read is not None:
-            found.extend(read(root, _Scope(source)))
+            changed = frozenset(one or other for one, other in _CHANGED.findall(source.text))
+            found.extend(read(root, _Scope(source, changed=changed)))
         is_settings = is_settings and read is None and (root is not None or document.is_empty)
         blocks.extend(document.blocks)
     if is_settings:
@@ -89,10 +93,15 @@ class _Scope:
     directory: str | Unknown | None = None
     shell: str | None = None
     windows: bool = False
+    changed: frozenset[str] = frozenset()
+    """Names that some step gives another value for those behind it."""
 
     def having(self, variables: Iterable[Variable]) -> _Scope:
         """With more variables; of one name the later counts."""
         kept = {variable.name: variable for variable in (*self.variables, *variables)}
+        for name in self.changed & kept.keys():
+            old = kept[name].location
+            kept[name] = setting(self.source, name, None, old.span if old is not None else Span(0, 0))
         return replace(self, variables=tuple(kept.values()))
 
     def inside(self, what: str, place: str = "inside a container") -> _Scope:
@@ -303,12 +312,18 @@ def _step(node: Mapping, scope: _Scope) -> Iterator[Excerpt]:
 
 def _shell_text(node: Node | None, scope: _Scope) -> Iterator[Excerpt]:
     """A text, or a list of lines, that a POSIX shell reads."""
-    shell = (scope.shell or "bash").split()[0].rsplit("/", 1)[-1] if scope.shell != "" else "bash"
+    shell = (scope.shell or "").strip().partition(" ")[0].rsplit("/", 1)[-1] or "bash"
     if shell not in ("bash", "sh", "zsh", "dash", "ksh") or (scope.windows and scope.shell is None):
         return
     lines = [one.passage for one in _flat(node)]
+    known = {variable.name: variable.text for variable in scope.variables}
+
+    def fill_in(match: re.Match[str]) -> str | None:
+        name = _ENV_EXPRESSION.fullmatch(match.group())
+        return known.get(name.group(1)) if name is not None else None
+
     if lines:
-        yield from scope.text(joined(lines, "\n").filled_in(_EXPRESSION))
+        yield from scope.text(joined(lines, "\n").replaced(_EXPRESSION, fill_in))
 
 
 def _flat(node: Node | None, depth: int = 0) -> Iterator[Scalar]:
