@@ -122,6 +122,10 @@ __all__ = [
 
 def memory_need(case: Case, launch: Launch) -> MemoryNeed | Unknown:
     """What a launch needs of each card and of the host, as ranges; Unknown with the reason where nothing tells."""
+    from mgpu_doctor.memory.model_used import NO_MODEL, names_model
+
+    if not names_model(launch):
+        return NO_MODEL
     from mgpu_doctor.memory import need
 
     return need.memory_need(case, launch)

@@ -18,6 +18,7 @@ from mgpu_doctor.authoring import (
     Reference,
     Rule,
     Severity,
+    Signature,
     Unknown,
     gib,
     memory_fit,
@@ -166,6 +167,21 @@ RULE = Rule(
         ),
     ),
     fix="Divide the model over the cards, quantise it, or train less of it",
+    signatures=(
+        Signature(
+            r"Some parameters are on the meta device (?:device )?because they were offloaded to the (?:cpu|disk)",
+            "accelerate 0.26.1 to 1.15.0, big_modeling.py dispatch_model()",
+            "Some parameters are on the meta device because they were offloaded to the cpu.",
+            weak=True,
+            severity=Severity.WARNING,
+        ),
+        Signature(
+            r"Some modules are dispatched on the CPU or the disk\. Make sure you have enough GPU RAM to fit the",
+            "transformers 4.40.0 to 5.23.0, quantizers/quantizer_bnb_4bit.py validate_environment()",
+            "ValueError: Some modules are dispatched on the CPU or the disk. Make sure you have enough GPU RAM to fit "
+            "the quantized model.",
+        ),
+    ),
 )
 
 

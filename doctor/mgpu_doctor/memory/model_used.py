@@ -6,11 +6,23 @@ from typing import TYPE_CHECKING
 
 from mgpu_doctor.model.known import Unknown
 
+NO_MODEL = Unknown("no model is named whose size could be found")
+
 if TYPE_CHECKING:
     from mgpu_doctor.memory.arguments import Arguments
     from mgpu_doctor.model.launch import Launch
 
 _NAMES = ("model_name_or_path", "model", "model_path", "pretrained_model_name_or_path", "model_id", "base_model")
+
+
+def names_model(launch: Launch) -> bool:
+    """Whether a launch names a model at all; asked before anything costly is imported."""
+    target = launch.target
+    if target.argument(*_NAMES) is not None:
+        return True
+    if any(config.has(name) for config in target.configs for name in _NAMES):
+        return True
+    return not isinstance(target.program, Unknown) and target.program.first("model-name") is not None
 
 
 def model_of(launch: Launch, arguments: Arguments) -> str | Unknown | None:

@@ -9,7 +9,7 @@ from mgpu_doctor.memory.host import checkpoint_part
 from mgpu_doctor.memory.inference import context_part, inference_parts
 from mgpu_doctor.memory.kv_cache import token_bytes
 from mgpu_doctor.memory.loading import Loading, loading_of
-from mgpu_doctor.memory.model_used import model_of
+from mgpu_doctor.memory.model_used import NO_MODEL, model_of, names_model
 from mgpu_doctor.memory.sharding import Sharding, sharding_of
 from mgpu_doctor.memory.spread import map_kind, spread_of
 from mgpu_doctor.memory.training import training_parts
@@ -23,11 +23,27 @@ if TYPE_CHECKING:
 
 _PURPOSES = frozenset({"train", "predict", "chat", "serve", "evaluate"})
 _OTHER_ENGINES = frozenset({"vllm", "sglang", "lmdeploy", "verl", "openrlhf", "torchtune", "megatron", "colossalai"})
-NO_MODEL = Unknown("no model is named whose size could be found")
+_MOST_KEPT = 64
+_kept: list[tuple[Case, Launch, MemoryNeed | Unknown]] = []
+"""Answers of the case that is being looked at: several rules and ``explain`` ask the same."""
 
 
 def memory_need(case: Case, launch: Launch) -> MemoryNeed | Unknown:
     """What a launch needs of each card and of the host; Unknown with the reason where that cannot be told."""
+    if not names_model(launch):
+        return NO_MODEL
+    for known, asked, answer in _kept:
+        # The workspace belongs to one look at one machine: a copy of a case shares it.
+        if asked is launch and known.workspace is case.workspace and known.facts is case.facts:
+            return answer
+    if len(_kept) >= _MOST_KEPT or (_kept and _kept[0][0].workspace is not case.workspace):
+        _kept.clear()
+    answer = _worked_out(case, launch)
+    _kept.append((case, launch, answer))
+    return answer
+
+
+def _worked_out(case: Case, launch: Launch) -> MemoryNeed | Unknown:
     purpose = launch.purpose.value
     if isinstance(purpose, Unknown):
         return purpose

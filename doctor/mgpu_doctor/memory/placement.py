@@ -1,9 +1,10 @@
 """Where ``device_map="auto"`` puts a model's modules.
 
-accelerate 1.7.0 to 1.15.0, utils/modeling.py get_balanced_memory() and infer_auto_device_map(), which transformers 4
-calls; transformers 5.0.0 to 5.6.0, integrations/accelerate.py, has its own of the same form. ``auto`` means balanced:
-each card but the last gets an equal share of the model and room for a little more than a layer, so that a model is
-spread even where it would fit on one card. Only ``sequential`` fills the first card first.
+accelerate 0.26.1 to 1.15.0, utils/modeling.py get_balanced_memory() and infer_auto_device_map(), which transformers 4
+calls (*ran*: 0.26.1, 0.34.2, 1.0.1, 1.3.0, 1.7.0 and 1.15.0 give the same maps); transformers 5.0.0 to 5.6.0,
+integrations/accelerate.py, has its own of the same form. ``auto`` means balanced: each card but the last gets an equal
+share of the model and room for a little more than a layer, so that a model is spread even where it would fit on one
+card. Only ``sequential`` fills the first card first.
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def _told_method(
     precision = "mixed" if sharding.half is not False else "full"
     if loading.element < 4 and sharding.half is False:
         precision = "half"
-    element = (loading.element, 4)
+    # FSDP in mixed precision casts to 32 bits; otherwise weights are trained as they were loaded.
+    stays = loading.name in {"bf16", "fp16"} and sharding.engine != "fsdp"
+    element = (loading.element, loading.element if stays else 4)
     if adapted or not known:
         return Method("adapters or all", 0, weights.parameters, element, None, precision)
     least = int(weights.parameters * weights.sure)

@@ -83,7 +83,7 @@ def find_weights(case: Case, launch: Launch, model: str) -> Weights | Unknown:
     if isinstance(folder, Unknown):
         cached = _cached(case, model)
         if cached is None:
-            return folder
+            return Unknown(f"the size of {model} is not known: no folder, no cached revision and no fact tells it")
         folder = case.workspace.model_folder(cached)
         if isinstance(folder, Unknown):
             return folder

@@ -184,7 +184,9 @@ def _facts(launch: Launch) -> Iterable[Fact]:
 
 def _memory(launch: Launch, case: Case | None) -> Iterable[Fact]:
     """What the launch needs of memory; nothing where no model is found."""
-    if case is None:
+    from mgpu_doctor.memory.model_used import names_model
+
+    if case is None or not names_model(launch):
         return ()
     from mgpu_doctor.render.memory import memory_lines
 
