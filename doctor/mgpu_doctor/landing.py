@@ -193,7 +193,9 @@ def _offsets(excerpt: Excerpt, place: int) -> list[int]:
         end = anchors[number + 1][0] if number + 1 < len(anchors) else len(excerpt.text)
         if start <= place < start + end - offset:
             out.append(offset + place - start)
-    return sorted(out)
+    # A quotation mark that is not written stands where the word begins: what is written there comes first.
+    same = [offset for offset in out if excerpt.text[offset] == excerpt.source.text[place : place + 1]]
+    return sorted(same or out)
 
 
 def _settings_arrive(before: tuple[Excerpt, ...], after: tuple[Excerpt, ...], edits: list[Edit]) -> bool:

@@ -110,6 +110,14 @@ def test_a_template_is_kept() -> None:
     assert "torchrun --nproc_per_node ${{ matrix.n }} train.py" in after.text
 
 
+def test_an_option_of_a_word_with_a_template_is_replaced() -> None:
+    text = POD + "[torchrun, --nproc_per_ndoe=$GPUS, train.py]\n"
+    request = Request(mode="lint", text=text, text_name="a.yaml", text_kind="yaml", select=("MGD106",))
+    (finding,) = diagnose(request).findings
+    assert finding.fix is not None
+    assert apply_edits(text, finding.fix.edits) == text.replace("ndoe", "node")
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_a_rule_and_its_fix_end_to_end(name: str) -> None:
     text = _source(name, "--nproc_per_ndoe=2").text
