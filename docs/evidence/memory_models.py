@@ -240,7 +240,7 @@ def main() -> int:
         for title, name, text, command in jobs(kind, small=small, adapters=adapters):
             (folder / name).write_text(text, encoding="utf-8")
             memory = predicted(folder, command.replace("--use_cpu true", ""), on_gpu=on_gpu == "True")
-            real = run(folder, command, "8\n" if small else "700\n")
+            real = run(folder, command, "8\n" if small else "400\n")
             fine = compare(title, memory, real) and fine
     print("all inside" if fine else "something lies outside its range")
     return 0 if fine else 1

@@ -94,7 +94,10 @@ def test_full_training_in_mixed_precision_takes_sixteen_bytes(folder: Path) -> N
     assert part(told.card, "weights").low == 4 * P
     assert part(told.card, "gradients").low == 4 * P
     assert part(told.card, "gradients").high == 8 * P, "DDP's buckets"
-    assert (part(told.card, "optimizer").low, part(told.card, "optimizer").high) == (8 * P, 8 * P)
+    states = part(told.card, "optimizer")
+    assert (states.low, states.high) == (8 * P, 12 * P), "the default form of AdamW needs room while it steps"
+    fused = part(known(folder, FULL + "--bf16 true --optim adamw_torch_fused").card, "optimizer")
+    assert fused.high == 8 * P
     assert told.low - part(told.card, "CUDA context").low == 16 * P
 
 
@@ -179,7 +182,7 @@ def test_lora_keeps_the_frozen_weights_whole(folder: Path) -> None:
     # rank 8 on the seven matrices of each layer, with DoRA's magnitudes at most
     sums = 8 * (2 * 8192 + 2 * (1024 + 4096) + 3 * (14336 + 4096)) + 2 * 4096 + 2 * 1024 + 2 * 14336 + 4096
     assert adapter.low == 0
-    assert adapter.high == 32 * sums * (4 + 2 + 4 + 4 + 8)
+    assert adapter.high == 32 * sums * (4 + 2 + 4 + 4 + 12)
     assert known(folder, "FORCE_TORCHRUN=1 " + SFT + "--bf16 true --deepspeed ds.json", zero(3)).card[0].low == P // 4
 
 
@@ -194,7 +197,7 @@ def test_quantised_loading(folder: Path) -> None:
 def test_freezing_trains_few_layers(folder: Path) -> None:
     trained = part(known(folder, SFT + "--finetuning_type freeze --bf16 true").card, "trained layers")
     assert trained.low == 0
-    assert trained.high == pytest.approx(P * 2 / 32 * 22, rel=1e-6)
+    assert trained.high == pytest.approx(P * 2 / 32 * 26, rel=1e-6)
 
 
 def test_activations_are_bounded_where_batch_and_length_are_known(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Bytes that optimizers keep for each trained parameter.
 
-torch 2.7.1, optim/adamw.py: two states like the parameter, in its dtype. bitsandbytes (commit 06029dd,
+torch 2.7.1, optim/adam.py: two states like the parameter, in its dtype; the default (foreach) form takes the size of
+the parameters once more while it steps (optim/optimizer.py), the fused one does not. bitsandbytes (commit 06029dd,
 optim/optimizer.py Optimizer2State): two states of one byte with a scale for each block of 2048, in 32 bits for tensors
 under 4096 elements, and paged ones may move to host memory; transformers 4.52.4 and 5.6.0, trainer.py
 create_optimizer(), has embeddings kept in 32 bits. Adafactor, GaLore and their like keep less than the parameters.
@@ -27,7 +28,7 @@ def state_bytes(optimizer: str | None, parameters: int, element: int, embeddings
     inner = 0 if embeddings is None else parameters - min(parameters, embeddings)
     eight = round(2.1 * inner) + 8 * (parameters - inner)
     if optimizer in _LIKE_ADAM:
-        return plain, plain
+        return plain, plain if optimizer == "adamw_torch_fused" else plain + element * parameters
     if optimizer in _EIGHT_BITS:
         return 2 * parameters, eight
     if optimizer in _PAGED_EIGHT_BITS:
