@@ -12,6 +12,7 @@ import pytest
 from mgpu_doctor.diagnose import Request, diagnose
 from mgpu_doctor.mend import mended
 from mgpu_doctor.testing import standard_facts
+from model_folders import write_tensors
 from oracle_environments import LAUNCHER_PARSERS, requires_oracle, run_parser
 
 PREFIX = "CUDA_VISIBLE_DEVICES=4,5,6,7 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TRANSFORMERS_NO_FLASH_ATTENTION=1 \\\n"
@@ -50,7 +51,9 @@ FILES = {
     "machine_rank: 0\nmixed_precision: 'no'\ndeepspeed_config:\n  zero_stage: 2\n  gradient_accumulation_steps: 1\n",
     "data/dataset_info.json": '{"questions": {"file_name": "questions.json"}}',
     "data/questions.json": '[{"instruction": "a", "input": "", "output": "b"}]',
-    "models/base/config.json": "{}",
+    "models/base/config.json": '{"model_type": "qwen2"}',
+    "models/base/tokenizer.json": "{}",
+    "models/base/tokenizer_config.json": "{}",
 }
 
 FRAMEWORK = """
@@ -76,6 +79,7 @@ def place(tmp_path: Path) -> Path:
     for name, text in FILES.items():
         (tmp_path / "work" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "work" / name).write_text(text, encoding="utf-8")
+    write_tensors(tmp_path / "work" / "models" / "base" / "model.safetensors", [("a", "F32", (1,))])
     (tmp_path / "facts.json").write_text(json.dumps(standard_facts()), encoding="utf-8")
     return tmp_path
 
