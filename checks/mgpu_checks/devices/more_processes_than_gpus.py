@@ -124,6 +124,11 @@ RULE = Rule(
             "(autoscaler +32s) Error: No available node types can fulfill resource request defaultdict(<class "
             "'float'>, {'CPU': 2.0, 'GPU': 2.0}). Add suitable node types to this cluster to resolve this issue.",
         ),
+        Signature(
+            r"assert \w*(?:gpus|world_size)\w* <= torch\.cuda\.device_count\(\)",
+            "detectron2 0.6, engine/launch.py, and scripts after it",
+            "    assert num_gpus_per_machine <= torch.cuda.device_count()",
+        ),
     ),
 )
 

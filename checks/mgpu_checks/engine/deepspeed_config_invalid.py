@@ -403,9 +403,9 @@ RULE = Rule(
             "configure an optimizer in the DeepSpeed config.",
         ),
         Signature(
-            r"bf16 and fp16 modes cannot be simultaneously enabled",
+            r"b(?:f|float)16 and fp16 modes cannot be simultaneously enabled",
             "deepspeed 0.16.9 and 0.19.8, runtime/config.py",
-            "AssertionError: bf16 and fp16 modes cannot be simultaneously enabled",
+            "AssertionError: bfloat16 and fp16 modes cannot be simultaneously enabled",
         ),
     ),
 )

@@ -156,6 +156,18 @@ RULE = Rule(
             "  traceback : Signal 7 (SIGBUS) received by PID 467398",
             weak=True,
         ),
+        Signature(
+            r"unable to (?:write to|resize) file </torch_|unable to (?:mmap \d+ bytes from file|open shared "
+            r"memory object) </torch_\S+ .*No space left",
+            "torch 2.13.0, aten/src/ATen/MapAllocator.cpp in libtorch_cpu",
+            "RuntimeError: unable to write to file </torch_4411_2891>",
+        ),
+        Signature(
+            r"unable to mmap \d+ bytes from file </torch_",
+            "torch 2.13.0, aten/src/ATen/MapAllocator.cpp in libtorch_cpu",
+            "RuntimeError: unable to mmap 1048576 bytes from file </torch_55_1>: Cannot allocate memory (12)",
+            weak=True,
+        ),
     ),
 )
 

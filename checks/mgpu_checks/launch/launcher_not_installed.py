@@ -162,6 +162,11 @@ RULE = Rule(
             "Python 3.11, python -m of a launcher's package that its environment lacks",
             "/usr/bin/python3: No module named accelerate.commands",
         ),
+        Signature(
+            r"/(?:accelerate|accelerate-launch|torchrun|deepspeed|llamafactory-cli|lmf|swift|ds): \S+: bad interpreter",
+            "bash 5.1: the interpreter in the script's first line is gone",
+            "bash: /opt/env/bin/accelerate: /opt/old/bin/python3: bad interpreter: No such file or directory",
+        ),
     ),
 )
 

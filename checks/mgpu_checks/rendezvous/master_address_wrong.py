@@ -185,6 +185,12 @@ RULE = Rule(
             "error: -2 - Name or service not known).",
             weak=True,
         ),
+        Signature(
+            r"^socket\.gaierror: \[Errno -[235]\]",
+            "Python 3.11, socket.getaddrinfo() of a name that nobody knows",
+            "socket.gaierror: [Errno -2] Name or service not known",
+            weak=True,
+        ),
     ),
 )
 

@@ -49,7 +49,8 @@ RULE = Rule(
             _TIMEOUT.format(rank=4),
         ),
         Signature(
-            r"monitoredBarrier.*(?:timed out|failed to pass)|Detected mismatch between collectives on ranks",
+            r"monitoredBarrier.*(?:timed out|failed to pass)|failed to pass monitoredBarrier|Detected mismatch "
+            r"between collectives on ranks",
             "torch 2.9.1, torch/csrc/distributed/c10d/ProcessGroupGloo.cpp and ProcessGroupWrapper.cpp",
             "RuntimeError: Detected mismatch between collectives on ranks. Rank 1 is running collective: "
             "CollectiveFingerPrint(SequenceNumber=3, OpType=BARRIER)",

@@ -39,6 +39,10 @@ AFTERMATH = frozenset({"MGD313", "MGD902", "MGD905", "MGD909"})
 """Causes whose lines are also printed by ranks that are left waiting when another one fails."""
 
 
+IMPLIED = {"MGD403": frozenset({"MGD408"}), "MGD307": frozenset({"MGD313"})}
+"""Causes whose lines are printed as well when another one is the reason: offline mode reads like no network."""
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """One signature of one rule, compiled, with a line that it fits.
@@ -114,7 +118,7 @@ def deciding(
     ``lines`` lines ends there. What ranks print that are left waiting counts only when no error, known or not, came
     before. After a run that ``ended_well`` no fault counts; what is less than an error does.
     """
-    specific = _most_specific(hits)
+    specific = _without_implied(_most_specific(hits))
     if ended_well:
         return tuple(hit for hit in specific if hit.severity is not Severity.ERROR and not hit.weak)
     strong = tuple(hit for hit in specific if not hit.weak and hit.severity is not Severity.ADVICE)
@@ -126,6 +130,11 @@ def deciding(
     weak = (hit for hit in specific if hit.weak and hit.severity is not Severity.ADVICE)
     fitting = (hit for hit in weak if failed or hit.severity is not Severity.ERROR or hit.line.number >= lines)
     return waiting or tuple(fitting) or _advice(specific, failed=failed)
+
+
+def _without_implied(hits: tuple[LogHit, ...]) -> tuple[LogHit, ...]:
+    implied = {code for hit in hits for code in IMPLIED.get(hit.code, ())}
+    return tuple(hit for hit in hits if hit.code not in implied)
 
 
 def _advice(hits: Iterable[LogHit], *, failed: bool) -> tuple[LogHit, ...]:

@@ -19,8 +19,9 @@ MOST_ERRORS = 20
 MOST_REMEMBERED = 256
 
 _ENDS = pattern(
-    r"^(?:[\w.]+\.)?(?:[A-Z]\w*(?:Error|Exception|Failure|OutOfMemory|Timeout)|Exception|Error)"
+    r"^(?:[\w.-]+: )?(?:[\w.]+\.)?(?:[A-Z]\w*(?:Error|Exception|Failure|OutOfMemory|Timeout)|Exception|Error)"
     r"(?:: (?!-?[\d.]+%?$).*|:?)$|^(?:[a-z_]\w*\.)+[A-Z][a-zA-Z]+: \S"
+    r"|^socket\.gaierror: "
     r"|^(?:\S+: ){0,2}error: (?!-?[\d.]+\b)|^Fatal Python error\b|^terminate called"
     r"|^(?:\S+: line \d+: +\d+ )?(?:Segmentation fault|Aborted|Bus error|Illegal instruction)\b"
     r"|^(?:\S+: )?line \d+: .*(?:command not found|No such file|Killed|syntax error|Permission denied)"
