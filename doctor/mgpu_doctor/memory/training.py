@@ -355,7 +355,7 @@ def batch_of(launch: Launch, arguments: Arguments) -> Batch | Unknown:
         return Unknown("the batch size is not known")
     length: float | Unknown | None = None
     if launch.target.framework == "llamafactory":
-        # 2048 since 0.9.0, 1024 before (hparams/data_args.py): the larger bounds both.
+        # 2048 in 0.9.3 and 0.9.5, 1024 in 0.9.0 and before (hparams/data_args.py): the larger bounds both.
         length = arguments.number("cutoff_len", 2048)
     else:
         given = [arguments.number(name) for name in _LENGTHS if name in arguments.given]
