@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -81,9 +82,13 @@ def literals_of(expression: str) -> tuple[str, ...]:
 
     The longer the shortest of them, the better they tell lines apart.
     """
-    from re import _parser as parser  # type: ignore[attr-defined]
+    if sys.version_info >= (3, 11):
+        from re import _parser as parser  # type: ignore[attr-defined]
+    else:
+        import sre_parse as parser
 
-    return _literals(parser.parse(expression))
+    parsed: Any = parser.parse(expression)
+    return _literals(parsed)
 
 
 def _literals(parsed: Iterable[tuple[object, Any]]) -> tuple[str, ...]:
