@@ -29,10 +29,13 @@ from mgpu_doctor.read.json_text import Damaged, RawString
 from mgpu_doctor.read.markdown import Line, begins_like_a_launch, is_python
 from mgpu_doctor.read.passage import Passage, excerpt_of, setting
 
-_WORDS = pattern(
-    r"torchrun|torch\.distributed|accelerate|deepspeed|llamafactory|\blmf\b|\bswift\b|axolotl|xtuner|colossalai|horovodrun"
-    r"|composer|\bsrun\b|\bmpirun\b|\bmpiexec\b|\btune run\b|\buv run\b|\bpython[\d.]*[ \t]+[^\s\"]"
-)
+_WORDS = (
+    "torchrun", "torch.distributed", "accelerate", "deepspeed", "llamafactory", "axolotl", "xtuner", "colossalai",
+    "horovodrun", "composer", "tune run", "uv run",
+)  # fmt: skip
+_SHORT_WORDS = ("lmf", "swift", "srun", "mpirun", "mpiexec")
+"""Words that other words, and images written as text, may hold."""
+_PYTHON = pattern(r"python[\d.]*[ \t]+[^\s\"]")
 _ESCAPE = pattern(r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)")
 
 _SHELLS = frozenset({"bash", "sh", "zsh", "ksh", "dash", "shell", "shellscript"})
@@ -90,7 +93,9 @@ class Notebook:
 
 def mentions_launch(text: str) -> bool:
     """Whether a notebook can hold a launch at all: a look at the bytes that costs next to nothing."""
-    return _WORDS.search(text) is not None
+    if any(word in text for word in _WORDS) or _PYTHON.search(text) is not None:
+        return True
+    return any(word in text and re.search(rf"\b{word}\b", text) is not None for word in _SHORT_WORDS)
 
 
 def require_whole(source: Source) -> None:
