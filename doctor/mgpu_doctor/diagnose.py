@@ -254,17 +254,9 @@ def _embedded(source: Source) -> tuple[Excerpt, ...]:
 
     if not mentions_launcher(source.text) and ".sh" not in source.text:
         return ()
-    if source.kind == "yaml":
-        from mgpu_doctor.read import yaml_commands
+    from mgpu_doctor.read.embedded import read_embedded
 
-        return yaml_commands.excerpts(source)
-    if source.kind == "dockerfile":
-        from mgpu_doctor.read import dockerfile
-
-        return dockerfile.excerpts(source)
-    from mgpu_doctor.read import makefile
-
-    return makefile.excerpts(source)
+    return read_embedded(source)
 
 
 def _look_closer(facts: Facts, scripts: tuple[Script, ...], request: Request) -> Facts:
@@ -324,7 +316,7 @@ def _report(
     unread: tuple[str, ...],
 ) -> Report:
     found = [finding for outcome in outcomes for finding in outcome.findings if not _ignored(settings, finding)]
-    if any(source.kind in _EMBEDDING for source in case.sources):
+    if any(source.kind in _EMBEDDING or source.kind in ("markdown", "rst") for source in case.sources):
         from mgpu_doctor.landing import landed
 
         found = landed(found, _excerpts)

@@ -32,25 +32,44 @@ def landed(findings: Iterable[Finding], read: Read) -> list[Finding]:
     known: dict[int, tuple[Excerpt, ...]] = {}
     out = []
     for finding in findings:
-        if finding.fix is not None and _concerned(finding.fix):
+        if finding.fix is not None and _concerned(finding.fix, read, known):
             finding = replace(finding, fix=_landed(finding.fix, read, known))  # noqa: PLW2901 - the finding as it is shown
-        if any(_concerned(fix) for fix in finding.alternatives):
-            others = tuple(_landed(fix, read, known) if _concerned(fix) else fix for fix in finding.alternatives)
+        if any(_concerned(fix, read, known) for fix in finding.alternatives):
+            others = tuple(
+                _landed(fix, read, known) if _concerned(fix, read, known) else fix for fix in finding.alternatives
+            )
             finding = replace(finding, alternatives=others)  # noqa: PLW2901 - the finding as it is shown
         out.append(finding)
     return out
 
 
-def _concerned(fix: Fix) -> bool:
-    return any(edit.source.kind in KINDS for edit in fix.edits)
+def _concerned(fix: Fix, read: Read, known: dict[int, tuple[Excerpt, ...]]) -> bool:
+    """Whether an edit changes text of such a language: a file, or a block of a document."""
+    return any(edit.source.kind in KINDS or _in_block(edit, read, known) for edit in fix.edits)
+
+
+def _in_block(edit: Edit, read: Read, known: dict[int, tuple[Excerpt, ...]]) -> bool:
+    if edit.source.kind not in ("markdown", "rst"):
+        return False
+    for excerpt in _excerpts(edit.source, read, known):
+        if excerpt.around is not None:
+            places = [excerpt.locate(0, 1), excerpt.locate(len(excerpt.text) - 1, len(excerpt.text))]
+            places += [one.location.span for one in excerpt.around.variables if one.location is not None]
+            if min(place.start for place in places) <= edit.span.start <= max(place.end for place in places):
+                return True
+    return False
+
+
+def _excerpts(source: Source, read: Read, known: dict[int, tuple[Excerpt, ...]]) -> tuple[Excerpt, ...]:
+    if id(source) not in known:
+        known[id(source)] = read(source)
+    return known[id(source)]
 
 
 def _landed(fix: Fix, read: Read, known: dict[int, tuple[Excerpt, ...]]) -> Fix:
     source = fix.edits[0].source
     if all(edit.source is source for edit in fix.edits):
-        if id(source) not in known:
-            known[id(source)] = read(source)
-        excerpts = known[id(source)]
+        excerpts = _excerpts(source, read, known)
         wide = tuple(_widened(edit, excerpts) for edit in fix.edits)
         for edits in (*_spellings(source, fix.edits), *(_spellings(source, wide) if wide != fix.edits else ())):
             if _arrives(source, excerpts, fix.edits, edits, read):

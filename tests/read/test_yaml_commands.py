@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgpu_doctor.diagnose import _excerpts
+from mgpu_doctor.diagnose import Request, _excerpts, diagnose
+from mgpu_doctor.mend import apply_edits
 from mgpu_doctor.model.command import Command
 from mgpu_doctor.model.source import Source
 from mgpu_doctor.read.text import kind_of
@@ -386,3 +387,50 @@ def test_every_character_of_a_scalar_leads_to_itself(
     for character, place in zip(passage.text, passage.places, strict=True):
         at = text[place]
         assert at == character or (character in " \n" and at in "\r\n") or at == "\\"
+
+
+# ---------------------------------------------------------------- documents
+
+DOCUMENT = """\
+# How to
+
+1. A pod:
+
+   ```yaml
+   apiVersion: v1
+   kind: Pod
+   spec:
+     containers:
+     - image: x
+       env: [{name: NCCL_SOCKET_IFNAME, value: "'eth0'"}]
+       command: ["torchrun", "--nproc_per_ndoe=2", "train.py"]
+   ```
+
+```yaml
+run: torchrun train.py
+```
+
+```dockerfile
+FROM x
+CMD torchrun other.py
+```
+"""
+
+
+def test_blocks_of_a_document_are_read_in_their_language() -> None:
+    pod, image = commands(DOCUMENT, "a.md")
+    assert written(pod) == ["torchrun", "--nproc_per_ndoe=2", "train.py"]
+    assert pod.source.position(pod.words[1].span.start) == (12, 31)
+    variable = pod.variable("NCCL_SOCKET_IFNAME")
+    assert variable is not None
+    assert variable.location is not None
+    assert pod.source.slice(variable.location.span) == "NCCL_SOCKET_IFNAME, value: \"'eth0'\""
+    assert written(image) == ["torchrun", "other.py"]
+
+
+@pytest.mark.parametrize(("code", "old", "new"), [("MGD106", "ndoe", "node"), ("MGD809", "'eth0'", "eth0")])
+def test_fixes_land_in_the_block(code: str, old: str, new: str) -> None:
+    request = Request(mode="lint", text=DOCUMENT, text_name="a.md", text_kind="markdown", select=(code,))
+    (finding,) = diagnose(request).findings
+    assert finding.fix is not None
+    assert apply_edits(DOCUMENT, finding.fix.edits) == DOCUMENT.replace(old, new)

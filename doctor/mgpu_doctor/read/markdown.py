@@ -41,6 +41,10 @@ PLAIN_LANGUAGES = frozenset({"", "text", "txt", "plain", "plaintext", "none", "c
 
 PYTHON_LANGUAGES = frozenset({"python", "py", "python3", "ipython", "ipython3", "jupyter"})
 
+EMBEDDED = frozenset({"yaml", "yml", "dockerfile", "docker", "makefile", "make", "just", "justfile"})
+"""Languages whose own readers find the commands in a block."""
+_NAMED = pattern(r"torchrun|accelerate|deepspeed|llamafactory|python|swift|axolotl|tune run")
+
 _FENCE = pattern(
     r"(?P<before>(?:[ \t]*>)*[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*)(?P<fence>`{3,}|~{3,})(?P<info>[^\n]*)"
 )
@@ -223,6 +227,9 @@ def whole_command(code: str) -> bool:
 
 def _block(source: Source, lines: list[Line], language: str) -> Iterator[Excerpt]:
     """The excerpts of one block."""
+    if language in EMBEDDED:
+        yield from _embedded(source, lines, language)
+        return
     if language in SHELL_LANGUAGES:
         console = any(_PROMPT.match(line.text) for line in lines)
     elif language in PLAIN_LANGUAGES:
@@ -242,6 +249,15 @@ def _block(source: Source, lines: list[Line], language: str) -> Iterator[Excerpt
     excerpt = _excerpt(source, lines, "console" if console else "bash")
     if excerpt is not None:
         yield excerpt
+
+
+def _embedded(source: Source, lines: list[Line], language: str) -> Iterator[Excerpt]:
+    """The commands in a block of YAML or of another language that holds some."""
+    block = _excerpt(source, lines, language)
+    if block is not None and _NAMED.search(block.text):
+        from mgpu_doctor.read.embedded import LANGUAGES, commands_in_block
+
+        yield from commands_in_block(block, LANGUAGES[language])
 
 
 def begins_like_a_launch(lines: Sequence[Line]) -> bool:
