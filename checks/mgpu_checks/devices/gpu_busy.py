@@ -75,7 +75,7 @@ RULE = Rule(
     signatures=(
         Signature(
             r"Free memory on device .*is less than desired GPU memory utilization",
-            "vllm 0.9.2 to 0.11, v1/worker/gpu_worker.py init_device()",
+            "vllm 0.9.2 and later (public reports)",
             "ValueError: Free memory on device (20.15/79.25 GiB) on startup is less than desired GPU memory "
             "utilization (0.9, 71.33 GiB). Decrease GPU memory utilization or reduce GPU memory used by other "
             "processes.",

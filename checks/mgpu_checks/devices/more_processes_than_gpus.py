@@ -109,24 +109,24 @@ RULE = Rule(
         ),
         Signature(
             r"Total available GPUs \S+ is less than total desired GPUs",
-            "verl 0.2 to 0.5, trainer/ppo/ray_trainer.py",
+            "verl 0.2 and later (public reports)",
             "ValueError: Total available GPUs 4 is less than total desired GPUs 8",
         ),
         Signature(
             r"number of required GPUs exceeds the total number of available GPUs",
-            "vllm 0.2.7 to 0.9.2, executor/ray_utils.py initialize_ray_cluster()",
+            "vllm 0.2.7 and later (public reports)",
             "ValueError: The number of required GPUs exceeds the total number of available GPUs in the placement "
             "group.",
         ),
         Signature(
             r"No available node types can fulfill resource request .*'GPU'",
-            "ray 2.9 to 2.46, the autoscaler (verl-project/verl issue 1842)",
+            "ray's autoscaler (public report: verl-project/verl issue 1842)",
             "(autoscaler +32s) Error: No available node types can fulfill resource request defaultdict(<class "
             "'float'>, {'CPU': 2.0, 'GPU': 2.0}). Add suitable node types to this cluster to resolve this issue.",
         ),
         Signature(
             r"assert \w*(?:gpus|world_size)\w* <= torch\.cuda\.device_count\(\)",
-            "detectron2 0.6, engine/launch.py, and scripts after it",
+            "detectron2 0.6 and scripts after it (public reports)",
             "    assert num_gpus_per_machine <= torch.cuda.device_count()",
         ),
     ),

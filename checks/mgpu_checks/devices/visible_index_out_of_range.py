@@ -126,7 +126,7 @@ RULE = Rule(
     signatures=(
         Signature(
             r"You requested gpu: \[[\d, ]+\]|But your machine only has: \[",
-            "pytorch-lightning 1.5 to 2.5, accelerators' device parser",
+            "pytorch-lightning 1.5 and later (public reports)",
             " But your machine only has: [0, 1]",
         ),
     ),

@@ -144,7 +144,7 @@ RULE = Rule(
         Signature(
             r"Unable to determine the device handle for (?:GPU|gpu) ?\S*:? ?\S*:? ?(?:GPU is lost|Unknown "
             r"Error|Not Found)|GPU is lost\. +Reboot",
-            "nvidia-smi 440 to 580, a GPU that no longer answers",
+            "nvidia-smi 440 and later, a GPU that no longer answers (public reports)",
             "Unable to determine the device handle for GPU 0000:41:00.0: GPU is lost.  Reboot the system to "
             "recover this GPU",
         ),

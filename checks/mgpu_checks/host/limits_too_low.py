@@ -89,7 +89,7 @@ RULE = Rule(
         ),
         Signature(
             r"pthread_create failed for thread \d+ of \d+: Resource temporarily unavailable",
-            "OpenBLAS 0.3.26, blas_server.c, at the limit of processes",
+            "OpenBLAS 0.3, at the limit of processes (public reports)",
             "OpenBLAS blas_thread_init: pthread_create failed for thread 31 of 64: Resource temporarily unavailable",
         ),
     ),

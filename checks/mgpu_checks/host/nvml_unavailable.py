@@ -79,12 +79,12 @@ RULE = Rule(
         Signature(
             r"Failed to initialize NVML: (?:Driver/library version mismatch|Driver Not Loaded|Unknown Error|GPU access "
             r"blocked by the operating system)",
-            "nvidia-smi 535 to 580",
+            "nvidia-smi 535 and later (public reports)",
             "Failed to initialize NVML: Driver/library version mismatch",
         ),
         Signature(
             r"NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver",
-            "nvidia-smi 470 to 580",
+            "nvidia-smi 470 and later (public reports)",
             "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest "
             "NVIDIA driver is installed and running.",
         ),
@@ -108,7 +108,7 @@ RULE = Rule(
         Signature(
             r"NVMLError_(?:LibraryNotFound|DriverNotLoaded|LibRmVersionMismatch)|^(?:\S+: "
             r")?nvidia-container-cli: (?:initialization|detection) error",
-            "nvidia-ml-py 12 and 13; libnvidia-container 1.8 to 1.17",
+            "nvidia-ml-py 12 and 13; libnvidia-container 1.8 and later (public reports)",
             "pynvml.NVMLError_LibraryNotFound: NVML Shared Library Not Found",
         ),
     ),

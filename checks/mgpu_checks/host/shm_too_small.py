@@ -152,7 +152,7 @@ RULE = Rule(
         Signature(
             r"Signal 7 \(SIGBUS\)|failed \(exitcode: -7\)|exitcode *: -7\b|Signal: Bus error \(7\)|Bus error "
             r"\(signal 7\)|signal 7 \(Bus error|return code = -7\b|\bBus error +\(core dumped\)",
-            "torch 2.13.0, distributed/elastic (ran); Open MPI 4.1; bash 5.2: a mapped page without memory behind it",
+            "torch 2.13.0, distributed/elastic (ran); bash 5.2: a mapped page without memory behind it",
             "  traceback : Signal 7 (SIGBUS) received by PID 467398",
             weak=True,
         ),

@@ -151,7 +151,7 @@ RULE = Rule(
         Signature(
             r"^zsh: command not found: (?:accelerate|accelerate-launch|torchrun|deepspeed|llamafactory-cli|lmf"
             r"|swift|ds)$",
-            "zsh 5.9",
+            "zsh 5.9 (public reports)",
             "zsh: command not found: accelerate",
         ),
         Signature(

@@ -106,7 +106,7 @@ RULE = Rule(
         Signature(
             r"There are not enough slots available in the system to satisfy the|Process number should not be "
             r"larger than total available slots",
-            "Open MPI 4.1, orte/mca/rmaps; horovod 0.19.5, run/gloo_run.py (horovod/horovod issues 978 and 2090)",
+            "Open MPI 4.1; horovod 0.19.5 (public reports: horovod/horovod issues 978 and 2090)",
             "There are not enough slots available in the system to satisfy the 2 slots",
         ),
         Signature(

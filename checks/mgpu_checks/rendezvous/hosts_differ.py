@@ -14,8 +14,8 @@ RULE = Rule(
     summary="a node lacks the directory, the interpreter or the packages that the launching node uses",
     why=(
         "Launchers that start other nodes by ssh change to the same directory there and run the same interpreter by "
-        "its full path: code and environment must lie at the same place on every node, best on a shared file system. torch "
-        "and NCCL must be of the same release everywhere."
+        "its full path: code and environment must lie at the same place on every node, best on a shared file system. "
+        "torch and NCCL must be of the same release everywhere."
     ),
     bad=(
         Example(

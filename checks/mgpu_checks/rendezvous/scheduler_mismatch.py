@@ -89,7 +89,7 @@ RULE = Rule(
             r"srun: error: Unable to (?:create|confirm) (?:job )?step(?: for job \S+)?: (?:Invalid generic "
             r"resource|More processors requested than permitted|Requested node configuration is not "
             r"available|Requested nodes are busy|Memory required by task is not available)",
-            "Slurm 19.05 to 23.11, srun with the sentences of slurm_errno.c",
+            "srun of Slurm 19.05 and later (public reports)",
             "srun: error: Unable to create step for job 881: More processors requested than permitted",
         ),
         Signature(

@@ -62,12 +62,12 @@ RULE = Rule(
         ),
         Signature(
             r"^pdsh@\S+: \S+: (?:mcmd: )?connect(?: failed)?: ",
-            "pdsh 2.34 with its rsh or mrsh module where ssh is meant (PDSH_RCMD_TYPE)",
+            "pdsh 2.34 with its rsh or mrsh module where ssh is meant (public reports)",
             "pdsh@node0: node1: connect: Connection refused",
         ),
         Signature(
             r"ORTE was unable to reliably start one or more daemons|PRTE has lost communication with a remote daemon",
-            "Open MPI 4.1 and 5.0, mpirun over ssh",
+            "Open MPI 4.1, mpirun over ssh (public reports)",
             "ORTE was unable to reliably start one or more daemons.",
             weak=True,
         ),

@@ -82,7 +82,7 @@ RULE = Rule(
         Signature(
             r"watchdog got stuck for \d+ seconds without making progress|Heartbeat monitor timed out! Process "
             r"will be terminated|Terminating the process after attempting to dump debug info, due to",
-            "torch 2.4.1 to 2.9.1, ProcessGroupNCCL.cpp heartbeatMonitor()",
+            "torch 2.5.1, 2.6.0 and 2.9.1, ProcessGroupNCCL.cpp; the monitor's own time-out in public reports",
             "[F ProcessGroupNCCL.cpp:1169] [PG 0 Rank 1] [PG 0 Rank 1] ProcessGroupNCCL's watchdog got stuck for "
             "600 seconds without making progress in monitoring enqueued collectives.",
         ),

@@ -64,7 +64,7 @@ RULE = Rule(
         Signature(
             r"No available memory for the cache blocks|tokens that can be stored in KV cache|KV cache is needed, "
             r"which is larger than the available KV cache memory",
-            "vllm 0.2.7 to 0.11, worker and core/kv_cache_utils.py",
+            "vllm 0.2.7 and later (public reports)",
             "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when "
             "initializing the engine.",
         ),

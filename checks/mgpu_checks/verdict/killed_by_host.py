@@ -96,7 +96,7 @@ RULE = Rule(
         ),
         Signature(
             r"Worker \w+ pid \d+ died, exit code: -9\b",
-            "vllm 0.5.0 to 0.9.2, executor/multiproc_worker_utils.py",
+            "vllm 0.5.0 and later (public reports)",
             "ERROR 03-31 16:05:37 multiproc_worker_utils.py:120] Worker VllmWorkerProcess pid 3283517 died, exit "
             "code: -9",
         ),
@@ -107,18 +107,18 @@ RULE = Rule(
         ),
         Signature(
             r"command terminated with exit code 137|\bOOMKilled\b",
-            "kubectl exec and kubectl describe, Kubernetes 1.20 to 1.31",
+            "kubectl of Kubernetes 1.20 and later (public reports)",
             "command terminated with exit code 137",
         ),
         Signature(
             r"Task was killed due to the node running low on memory|workers? \(tasks / actors\) killed due to "
             r"memory pressure",
-            "ray 2.3 to 2.46, the memory monitor",
+            "ray 2.3 and later, the memory monitor (public reports)",
             "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
         ),
         Signature(
             r"The process is killed by SIGKILL by OOM killer due to high memory usage",
-            "ray 2.3 to 2.46, the exit detail of a worker that has vanished",
+            "ray 2.3 and later, a worker that has vanished (public reports)",
             "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection "
             "error code 2. End of file. There are some potential root causes. (1) The process is killed by "
             "SIGKILL by OOM killer due to high memory usage.",
