@@ -15,7 +15,7 @@ from mgpu_doctor.read.text import LARGEST, kind_of, read_source
         ("a.sh", b"", "shell"),
         ("a.SBATCH", b"", "shell"),
         ("README.md", b"", "markdown"),
-        ("a.py", b"#!/bin/bash\n", None),
+        ("a.py", b"#!/bin/bash\n", "python"),
         ("run", b"#!/bin/bash\n", "shell"),
         ("run", b"#!/usr/bin/env bash\n", "shell"),
         ("run", b"#! /bin/sh -e\n", "shell"),
