@@ -13,6 +13,7 @@ from mgpu_checks.hub import (
     model_files_incomplete,
     offline_but_remote,
     offline_flags_missing,
+    offline_flags_partial,
     output_not_writable,
 )
 from mgpu_doctor.authoring import Check, Finding
@@ -337,3 +338,15 @@ def test_a_cache_that_may_not_be_written_matters_only_for_what_is_not_in_it() ->
     assert "cannot be downloaded" in finding.message
     assert not found(output_not_writable, TRAIN + "org/there", files=SCRIPT, facts=facts)
     assert not found(output_not_writable, "HF_HOME=/mine " + TRAIN + "org/new", files=SCRIPT, facts=facts)
+
+
+def test_an_inherited_name_that_nothing_reads() -> None:
+    (finding,) = found(
+        offline_flags_partial,
+        "python train.py",
+        files={"train.py": "from transformers import AutoModel\n\nAutoModel.from_pretrained('org/model')\n"},
+        facts={"env": {"HF_OFFLINE": "1"}},
+    )
+    assert finding.subject == "HF_OFFLINE in the environment"
+    assert finding.fix is not None
+    assert finding.fix.commands == ("export HF_HUB_OFFLINE=1",)

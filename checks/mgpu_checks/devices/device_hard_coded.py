@@ -45,6 +45,15 @@ RULE = Rule(
         Example("no set_device, no map_location", "torchrun --nproc_per_node 4 fit.py", files={"fit.py": _LOADS}),
         Example("no set_device", "torchrun --nproc_per_node 2 fit.py", files={"fit.py": _HEAD + _WRAP}, facts=None),
         Example(
+            "the current card by name",
+            "torchrun --nproc_per_node 2 fit.py",
+            files={
+                "fit.py": _HEAD
+                + "model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 8).to('cuda'))\n"
+            },
+            facts=None,
+        ),
+        Example(
             "the same number in every rank",
             "torchrun --nproc_per_node 2 fit.py",
             files={"fit.py": _HEAD + "torch.cuda.set_device(0)\n" + _WRAP},
@@ -64,6 +73,11 @@ RULE = Rule(
     ),
     good=(
         Example("set_device", "torchrun --nproc_per_node 4 fit.py", files={"fit.py": _HEAD + _SET + _WRAP}),
+        Example(
+            "set_device, then the current card by name",
+            "torchrun --nproc_per_node 4 fit.py",
+            files={"fit.py": _HEAD + _SET + "model = torch.nn.Linear(8, 8).to('cuda')\n"},
+        ),
         Example("one process", "python fit.py", files={"fit.py": _PINNED}),
         Example("one rank", "torchrun --nproc_per_node 1 fit.py", files={"fit.py": _PINNED}),
         Example("the rank chooses", "torchrun --nproc_per_node 4 fit.py", files={"fit.py": _BY_RANK}),
@@ -157,7 +171,7 @@ def _culprit(program: Program) -> tuple[Seen, str] | None:
             "torch.load without map_location, and nothing calls set_device(local_rank): all {ranks} ranks load to and "
             "compute on cuda:0."
         )
-    return moved[0], ".cuda() without set_device(local_rank) means cuda:0 in all {ranks} ranks."
+    return moved[0], f"{moved[0].detail} without set_device(local_rank) means cuda:0 in all {{ranks}} ranks."
 
 
 def _is_map_location(program: Program, seen: Seen) -> bool:
@@ -174,4 +188,7 @@ def _selects(program: Program) -> bool:
 
 
 def _bare(program: Program, seen: Seen) -> bool:
-    return seen.detail == ".cuda()" and program.source.slice(seen.span).endswith(".cuda()")
+    """Whether it moves something to the current card, which is the first one while nothing selects another."""
+    return seen.detail == '.to("cuda")' or (
+        seen.detail == ".cuda()" and program.source.slice(seen.span).endswith(".cuda()")
+    )

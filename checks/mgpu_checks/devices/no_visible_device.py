@@ -59,6 +59,12 @@ RULE = Rule(
         Example(
             "hidden from a program that needs one", "CUDA_VISIBLE_DEVICES=-1 python run.py", files={"run.py": _CUDA}
         ),
+        Example(
+            "the card by its name",
+            "python run.py",
+            files={"run.py": "import torch\n\nmodel = torch.nn.Linear(8, 8).to('cuda')\n"},
+            facts={"gpus": []},
+        ),
         Example("hidden from whatever is started here", facts={"env": {"CUDA_VISIBLE_DEVICES": ""}}),
         Example(
             "MIG mode without an instance",
@@ -97,6 +103,12 @@ RULE = Rule(
             "an allocation asked for on a machine without GPUs",
             "srun -N1 --gres=gpu:4 deepspeed train.py",
             files={"train.py": _CUDA},
+            facts={"gpus": []},
+        ),
+        Example(
+            "the card only where it is asked for",
+            "python run.py",
+            files={"run.py": "import torch\n\nif build().wants_gpu:\n    torch.nn.Linear(8, 8).to('cuda')\n"},
             facts={"gpus": []},
         ),
         Example("a machine alone", facts={"env": {}}),

@@ -76,6 +76,7 @@ RULE = Rule(
 INITIALISES = frozenset(
     {
         ".cuda()",
+        '.to("cuda")',
         "torch.cuda.is_available",
         "torch.cuda.current_device",
         "torch.cuda.current_stream",

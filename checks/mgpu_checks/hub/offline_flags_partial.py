@@ -59,6 +59,13 @@ RULE = Rule(
         Example("a name that nothing reads, exported", "export TRANSFORMERS_OFFLINE_MODE=1\npython train.py"),
     ),
     good=(
+        Example(
+            "inherited and read by the program",
+            "python train.py",
+            files={"train.py": "import os\nif os.environ.get('HF_OFFLINE'):\n    print('offline')\n"},
+            facts={"env": {"HF_OFFLINE": "1"}},
+        ),
+        Example("inherited by a program that is not known", "python train.py", facts={"env": {"HF_OFFLINE": "1"}}),
         Example("on", "HF_HUB_OFFLINE=1 torchrun --nproc_per_node 4 train.py"),
         Example("on in words", "HF_HUB_OFFLINE=True TRANSFORMERS_OFFLINE=yes torchrun train.py"),
         Example("off on purpose", "HF_HUB_OFFLINE=0 torchrun --nproc_per_node 4 train.py"),
@@ -150,7 +157,21 @@ def _invented(case: Case, launch: Launch) -> Iterator[Finding]:
             continue
         if case.knowledge.variable_readers(name) != () or _is_read_by_target(launch, name):
             continue
-        yield _renamed(variable)
+        yield _renamed(name, variable)
+    yield from _inherited(case, launch)
+
+
+def _inherited(case: Case, launch: Launch) -> Iterator[Finding]:
+    """The same from outside, where other programs may read the name: only for a program that is known."""
+    environment = case.facts.environment
+    if isinstance(environment, Unknown) or launch.command.unset_all or isinstance(launch.target.program, Unknown):
+        return
+    given = {variable.name for variable in launch.command.environment}
+    for name, value in sorted(environment.items()):
+        if name in given or name in (*SWITCHES, DATASETS) or not INVENTED.fullmatch(name) or value.upper() not in ON:
+            continue
+        if case.knowledge.variable_readers(name) == () and not _is_read_by_target(launch, name):
+            yield _renamed(name, None)
 
 
 def _is_read_by_target(launch: Launch, name: str) -> bool:
@@ -205,9 +226,9 @@ def _wrong_value(launch: Launch, name: str, message: str) -> Finding:
     return _report(name, launch.command.variable(name), message, f"set {name}=1", f"{name}=1")
 
 
-def _renamed(variable: Variable) -> Finding:
-    message = f"Nothing reads {variable.name}; the switch is {HUB}. The job asks the hub."
-    return _report(variable.name, variable, message, f"rename it to {HUB}", f"{HUB}=1")
+def _renamed(name: str, variable: Variable | None) -> Finding:
+    message = f"Nothing reads {name}; the switch is {HUB}. The job asks the hub."
+    return _report(name, variable, message, f"rename it to {HUB}", f"{HUB}=1")
 
 
 def _report(name: str, variable: Variable | None, message: str, title: str, text: str) -> Finding:

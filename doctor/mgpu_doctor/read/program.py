@@ -12,7 +12,7 @@ The facts in :attr:`Program.seen`, by kind and what their detail says:
 ``set-device``              ``torch.cuda.set_device(…)``; the expression
 ``cuda-device``             a device pinned by number; ``cuda:1``
 ``cuda-device-default``     the same as the default of an option or a parameter
-``cuda-call``               a call that needs the device to exist (``.cuda()``, ``torch.cuda.…``); the call
+``cuda-call``               needs the device to exist (``.cuda()``, ``.to("cuda")``, ``torch.cuda.…``); the call
 ``device-map``              ``device_map=…``; the literal text, else the expression
 ``process-index-as-device`` the *global* rank chooses a device; the expression
 ``from-pretrained``         a model is loaded; its keywords as ``name=value`` joined by ``, ``
@@ -433,6 +433,8 @@ class _Reader:
             if isinstance(first, ast.Constant) and type(first.value) is int:
                 self._add("cuda-device", f"cuda:{first.value}", node, place)
             self._add("cuda-call", ".cuda()", node, place)
+        elif last == "to" and not place.condition and node.args and _string(node.args[0]) == "cuda":
+            self._add("cuda-call", '.to("cuda")', node, place)
         elif name.startswith("torch.cuda.") and last != "set_device":
             self._add("cuda-call", name, node, place)
         if last == "from_pretrained":
