@@ -434,3 +434,22 @@ def test_fixes_land_in_the_block(code: str, old: str, new: str) -> None:
     (finding,) = diagnose(request).findings
     assert finding.fix is not None
     assert apply_edits(DOCUMENT, finding.fix.edits) == DOCUMENT.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yml", "steps:\n- script: |\n    python x.py " + "{{ " * 200_000),
+        ("a.yml", 'steps:\n- script: "python' + " " * 200_000 + 'x.py"\n'),
+        ("a.yml", "steps:\n- script: |2\n" + "    python\n" * 50_000),
+        ("a.yml", "python: " + "[" * 100_000),
+        ("Makefile", "a:\n\tpython " + "$(x " * 100_000),
+        ("justfile", "python" + " " * 200_000 + "\n"),
+        ("Dockerfile", "RUN python " + "${a" * 200_000),
+        ("Dockerfile", 'CMD ["python", "' + "\\\\" * 200_000),
+    ],
+    ids=range(8),
+)
+def test_hostile_texts_end(name: str, text: str) -> None:
+    source = Source(name, text, kind_of(name) or "")
+    assert all(len(excerpt.text) <= 2 * len(text) for excerpt in _excerpts(source))

@@ -23,8 +23,12 @@ _ASSIGNMENT = pattern(
 _EXPORT = pattern(r"(?P<lead>export)[ \t]+(?P<name>[\w.-]+)[ \t]*(?P<how>:{0,3}=|\?=)[ \t]*(?P<value>[^\n]*)")
 _RULE = pattern(r"[^\s#=:][^=#\n]*?::?(?![=:])|[^\s#=:]+:(?!=)")
 _USE = pattern(r"\$\$|\$\((?P<round>[\w.-]+)\)|\$\{(?P<curly>[\w.-]+)\}|\$(?=[({])|\$(?P<one>[^\s({$])")
-_JUST_RECIPE = pattern(r"@?[A-Za-z_][\w-]*(?:[ \t]+[^\n:=]*(?:=[^\n:]*)?)?:(?!=)")
-_JUST_USE = pattern(r"\{\{\{\{|\{\{.*?\}\}")
+_JUST_RECIPE = pattern(r"@?[A-Za-z_][\w-]*(?:[ \t][^\n:=]*(?:=[^\n:]*)?)?:(?!=)")
+_LONGEST = 2000
+"""Characters of a reference with others inside; none that people write comes near."""
+_MOST_OPEN = 20
+"""References without an end in one line, beyond which the rest of it is left as it is."""
+_JUST_USE = pattern(r"\{\{\{\{|\{\{(?:(?!\}\}|\{\{).){0,500}\}\}")
 
 
 def excerpts(source: Source) -> tuple[Excerpt, ...]:
@@ -151,13 +155,14 @@ def _functions(line: Passage) -> Passage:
     """With stand-ins for ``$(shell …)``, ``$(if …)`` and every reference with others inside."""
     parts: list[Passage] = []
     text = line.text
-    at = start = 0
-    while at < len(text):
+    at = start = open_ones = 0
+    while at < len(text) and open_ones < _MOST_OPEN:
         if text.startswith("$$", at):
             at += 2
             continue
         match = re.compile(r"\$[({]").match(text, at)
         end = _closing(text, at + 1) if match else at
+        open_ones += end < 0
         if match is None or end < 0 or re.fullmatch(r"[\w.-]+", text[at + 2 : end]):
             at = max(at + 1, end + 1 if match and end > 0 else at + 1)
             continue
@@ -172,7 +177,7 @@ def _closing(text: str, at: int) -> int:
     """The index of the bracket that closes the one at ``at``; -1 when none does."""
     opening, closing = text[at], ")" if text[at] == "(" else "}"
     depth = 0
-    for index in range(at, len(text)):
+    for index in range(at, min(len(text), at + _LONGEST)):
         depth += (text[index] == opening) - (text[index] == closing)
         if not depth:
             return index

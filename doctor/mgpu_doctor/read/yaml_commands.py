@@ -28,14 +28,16 @@ from mgpu_doctor.read.comments import commands_in_comments
 from mgpu_doctor.read.passage import Passage, excerpt_of, joined, setting, spelled
 from mgpu_doctor.read.yaml_text import Mapping, Node, Scalar, Sequence, read_documents
 
-_EXPRESSION = pattern(r"\$\{\{.*?\}\}|\{\{.*?\}\}", re.DOTALL)
+_EXPRESSION = pattern(r"\$\{\{(?:(?!\}\}|\{\{).){0,500}\}\}|\{\{(?:(?!\}\}|\{\{).){0,500}\}\}", re.DOTALL)
 _ENV_EXPRESSION = pattern(r"\$\{\{\s*env\.([A-Za-z_]\w*)\s*\}\}")
 _CHANGED = pattern(r"([A-Za-z_]\w*)(?:=|<<)[^\n]*\bGITHUB_ENV\b|variable=([A-Za-z_]\w*)[^\n]*\]")
 """``echo "NAME=value" >> "$GITHUB_ENV"``, ``##vso[task.setvariable variable=NAME]``."""
-_IN_ARGUMENTS = pattern(r"\$\$?\([A-Za-z_][\w.-]*\)|\{\{.*?\}\}", re.DOTALL)
-_IN_PLAIN_ARGUMENTS = pattern(r"\$\$?\([A-Za-z_][\w.-]*\)|\{\{.*?\}\}|\$\{\w+\}|\$[A-Za-z_]\w*", re.DOTALL)
+_IN_ARGUMENTS = pattern(r"\$\$?\([A-Za-z_][\w.-]*\)|\{\{(?:(?!\}\}|\{\{).){0,500}\}\}", re.DOTALL)
+_IN_PLAIN_ARGUMENTS = pattern(
+    r"\$\$?\([A-Za-z_][\w.-]*\)|\{\{(?:(?!\}\}|\{\{).){0,500}\}\}|\$\{\w+\}|\$[A-Za-z_]\w*", re.DOTALL
+)
 """Where no shell reads the words, ``$NAME`` is there for ``envsubst``, which fills it in before anything is started."""
-_INTERPOLATED = pattern(r"\$\$|\$\{[^}\n]*\}|\$[A-Za-z_]\w*", re.ASCII)
+_INTERPOLATED = pattern(r"\$\$|\$\{[^}\n]{0,500}\}|\$[A-Za-z_]\w*", re.ASCII)
 _PREPARES = pattern(r"\s*(?:export|cd|source|\.|set|[A-Za-z_]\w*=\S*$)(?:\s|$)")
 """A line that all jobs share and that matters to those behind it; the others are read once, for themselves."""
 _SHELL_SCRIPT = pattern(r"#!\s*\S*(?:/|env\s+)(?:ba|z|da)?sh\b")

@@ -285,9 +285,13 @@ def _folded_flow(raw: Passage, kind: str) -> Passage:
                 parts.append(Passage(" " if count == 1 else "\n" * (count - 1), (place,) * max(1, count - 1)))
                 at = match.end()
                 continue
-        end = at + 1
-        while end < len(text) and text[end] not in " \t\r\n\\'":
-            end += 1
+            end = at + 1
+            while end < len(text) and text[end] in " \t\r":
+                end += 1
+        else:
+            end = at + 1
+            while end < len(text) and text[end] not in " \t\r\n\\'":
+                end += 1
         parts.append(raw.cut(at, end))
         at = end
     return joined(parts)
@@ -313,7 +317,7 @@ def _block(scalar: Scalar) -> Passage | None:
         return None
     lines = _lines(text, header.end(), span.end)
     indicator = re.search(r"[1-9]", header.group().partition("#")[0])
-    widths = range(1, DEEPEST * 4) if indicator else [_indentation(text, lines)]
+    widths = range(1, min(_indentation(text, lines), DEEPEST) + 1) if indicator else [_indentation(text, lines)]
     chomping = next((mark for mark in "+-" if mark in header.group().partition("#")[0]), "")
     for width in widths:
         found = _unfolded(text, lines, width, folded=scalar.style == ">", chomping=chomping)
