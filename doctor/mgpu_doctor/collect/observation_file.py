@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
+from mgpu_doctor.collect.facts_values import WrongTypeError, kind_of, read_flag, read_text
 from mgpu_doctor.errors import InputError
 from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.observation import LinkSeen, Observation, RankSeen, StageSeen
@@ -29,10 +30,6 @@ _STAGE_STATES = ("ok", "failed", "hung", "skipped")
 _KINDS = ("probe", "watch")
 
 Reader = Callable[[Any, str], Any]
-
-
-class _WrongTypeError(Exception):
-    """A value of the wrong type; the text says which key and what was expected."""
 
 
 def load_observation(path: str) -> Observation:
@@ -67,7 +64,7 @@ def observation_from(document: object, name: str) -> Observation:
         InputError: a value of the wrong type, or a document of a later version.
     """
     if not isinstance(document, Mapping):
-        raise InputError(f"{name}: a saved probe is a JSON object, not {_kind(document)}")
+        raise InputError(f"{name}: a saved probe is a JSON object, not {kind_of(document)}")
     schema = document.get("schema", SCHEMA_VERSION)
     if schema != SCHEMA_VERSION:
         raise InputError(
@@ -76,7 +73,7 @@ def observation_from(document: object, name: str) -> Observation:
         )
     try:
         values = _read(document, _OBSERVATION, "")
-    except _WrongTypeError as error:
+    except WrongTypeError as error:
         raise InputError(f"{name}: {error}") from error
     values.setdefault("kind", "probe")
     values.setdefault("command", "")
@@ -127,7 +124,7 @@ def _read(document: object, keys: Mapping[str, tuple[Reader, bool]], prefix: str
     known = {*keys, "unknown", *(() if prefix else ("schema",))}
     for key in document:
         if key not in known:
-            raise _WrongTypeError(f"{prefix}{key} is no key of a saved probe")
+            raise WrongTypeError(f"{prefix}{key} is no key of a saved probe")
     values: dict[str, Any] = {}
     for key, (reader, nullable) in keys.items():
         if key in reasons:
@@ -137,17 +134,8 @@ def _read(document: object, keys: Mapping[str, tuple[Reader, bool]], prefix: str
     return values
 
 
-def _kind(value: object) -> str:
-    names = {bool: "true or false", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
-
-
 def _refuse(value: object, key: str, wanted: str) -> NoReturn:
-    raise _WrongTypeError(f"{key} must be {wanted}, not {_kind(value)}")
-
-
-def _text(value: Any, key: str) -> str:
-    return value if isinstance(value, str) else _refuse(value, key, "text")
+    raise WrongTypeError(f"{key} must be {wanted}, not {kind_of(value)}")
 
 
 def _whole(value: Any, key: str) -> int:
@@ -162,11 +150,7 @@ def _number(value: Any, key: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise _WrongTypeError(f"{key} is too large a number") from None
-
-
-def _truth(value: Any, key: str) -> bool:
-    return value if isinstance(value, bool) else _refuse(value, key, "true or false")
+        raise WrongTypeError(f"{key} is too large a number") from None
 
 
 def _list(value: Any, key: str) -> Iterable[Any]:
@@ -176,7 +160,7 @@ def _list(value: Any, key: str) -> Iterable[Any]:
 def _texts(value: Any, key: str) -> dict[str, str]:
     if not isinstance(value, Mapping):
         _refuse(value, key, "an object")
-    return {str(name): _text(item, f"{key}.{name}") for name, item in value.items()}
+    return {str(name): read_text(item, f"{key}.{name}") for name, item in value.items()}
 
 
 def _many(reader: Reader) -> Reader:
@@ -186,7 +170,7 @@ def _many(reader: Reader) -> Reader:
 def _one_of(*words: str) -> Reader:
     def read(value: Any, key: str) -> str:
         if not isinstance(value, str) or value not in words:
-            raise _WrongTypeError(f"{key} must be one of {', '.join(words)}, not {value!r}")
+            raise WrongTypeError(f"{key} must be one of {', '.join(words)}, not {value!r}")
         return value
 
     return read
@@ -195,7 +179,7 @@ def _one_of(*words: str) -> Reader:
 def _pair(value: Any, key: str) -> tuple[int, int]:
     items = tuple(_list(value, key))
     if len(items) != 2:
-        raise _WrongTypeError(f"{key} must be a pair of ranks")
+        raise WrongTypeError(f"{key} must be a pair of ranks")
     return _whole(items[0], key), _whole(items[1], key)
 
 
@@ -204,8 +188,8 @@ def _uuid_or_reason(value: Any, key: str) -> str | Unknown:
     if value is None:
         return Unknown("it was not promised")
     if isinstance(value, Mapping):
-        return Unknown(_text(value.get("unknown"), f"{key}.unknown"))
-    return _text(value, key)
+        return Unknown(read_text(value.get("unknown"), f"{key}.unknown"))
+    return read_text(value, key)
 
 
 def _records(kind: type[Any], keys: Mapping[str, tuple[Reader, bool]], needed: tuple[str, ...]) -> Reader:
@@ -213,7 +197,7 @@ def _records(kind: type[Any], keys: Mapping[str, tuple[Reader, bool]], needed: t
         values = _read(value, keys, f"{key}.")
         for name in needed:
             if name not in values:
-                raise _WrongTypeError(f"{key}.{name} is missing")
+                raise WrongTypeError(f"{key}.{name} is missing")
         return kind(**values)
 
     return _many(read)
@@ -225,21 +209,21 @@ _RANK: dict[str, tuple[Reader, bool]] = {
     "local_rank": (_whole, False),
     "world_size": (_whole, False),
     "pid": (_whole, False),
-    "host": (_text, False),
-    "visible": (_text, True),
+    "host": (read_text, False),
+    "visible": (read_text, True),
     "device_count": (_whole, False),
     "device_index": (_whole, True),
-    "device_name": (_text, False),
-    "uuid": (_text, True),
-    "pci_bus_id": (_text, False),
+    "device_name": (read_text, False),
+    "uuid": (read_text, True),
+    "pci_bus_id": (read_text, False),
     "physical_index": (_whole, False),
-    "master": (_text, True),
+    "master": (read_text, True),
     "state": (_one_of(*_STATES), False),
-    "stage": (_text, False),
+    "stage": (read_text, False),
     "exit_code": (_whole, True),
-    "signal": (_text, True),
-    "error": (_text, True),
-    "stack": (_many(_text), False),
+    "signal": (read_text, True),
+    "error": (read_text, True),
+    "stack": (_many(read_text), False),
     "solo_ms": (_number, False),
     "together_ms": (_number, False),
 }
@@ -247,17 +231,17 @@ _RANK: dict[str, tuple[Reader, bool]] = {
 _LINK: dict[str, tuple[Reader, bool]] = {
     "a": (_whole, False),
     "b": (_whole, False),
-    "peer_access": (_truth, False),
+    "peer_access": (read_flag, False),
     "gib_per_s": (_number, False),
-    "transport": (_text, False),
+    "transport": (read_text, False),
 }
 
 _STAGE: dict[str, tuple[Reader, bool]] = {
-    "name": (_text, False),
+    "name": (read_text, False),
     "state": (_one_of(*_STAGE_STATES), False),
     "seconds": (_number, False),
     "ranks": (_many(_whole), False),
-    "detail": (_text, False),
+    "detail": (read_text, False),
 }
 
 
@@ -269,26 +253,26 @@ def _rank(value: Any, key: str) -> RankSeen:
 
 _OBSERVATION: dict[str, tuple[Reader, bool]] = {
     "kind": (_one_of(*_KINDS), False),
-    "command": (_text, False),
+    "command": (read_text, False),
     "ranks": (_many(_rank), False),
     "promised_processes": (_whole, False),
     "promised_uuids": (_many(_uuid_or_reason), False),
-    "on_gpu": (_truth, False),
-    "backend": (_text, False),
+    "on_gpu": (read_flag, False),
+    "backend": (read_text, False),
     "stages": (_records(StageSeen, _STAGE, ("name", "state")), False),
     "sum_expected": (_number, False),
     "sum_measured": (_many(_number), False),
     "all_reduce_gib_per_s": (_number, False),
     "links": (_records(LinkSeen, _LINK, ("a", "b")), False),
-    "idle_uuids": (_many(_text), False),
+    "idle_uuids": (_many(read_text), False),
     "bad_pairs": (_many(_pair), False),
-    "cured_by": (_text, True),
+    "cured_by": (read_text, True),
     "seconds": (_number, False),
     "launcher_exit_code": (_whole, True),
-    "launcher_error": (_text, True),
-    "output": (_many(_text), False),
+    "launcher_error": (read_text, True),
+    "output": (_many(read_text), False),
     "versions": (_texts, False),
-    "notes": (_many(_text), False),
+    "notes": (_many(read_text), False),
 }
 
 _RECORDS: tuple[tuple[type[Any], Mapping[str, tuple[Reader, bool]]], ...] = (
