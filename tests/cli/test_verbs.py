@@ -355,3 +355,12 @@ def test_the_corrected_command_is_the_best_that_was_met(run: Run, tmp_path: Path
     # One process for each GPU would be the next fix, and accelerate refuses --multi_gpu with one process.
     assert corrected["text"] == "accelerate launch --multi_gpu --config_file acc.yaml --num_processes 4 train.py"
     assert [finding["slug"] for finding in corrected["remaining"]] == ["more-processes-than-gpus"]
+
+
+@pytest.mark.parametrize("command", ["torchrun --nproc-per-node 2 train.py", "torchrun train.py " + "--x 1 " * 2000])
+def test_a_command_where_a_file_belongs_is_told_where_it_belongs(run: Run, command: str) -> None:
+    done = run("check", command)
+    assert done.returncode == 2
+    assert "there is no file 'torchrun" in done.stderr
+    assert "--cmd" in done.stderr
+    assert len(done.stderr) < 200

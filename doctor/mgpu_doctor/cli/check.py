@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from mgpu_doctor.cli.verb import PYTHON, SHARED, Given, Option, Verb
 from mgpu_doctor.errors import UsageError
+
+
+_LONGEST_PATH = 4095
+"""Bytes of a path on Linux (PATH_MAX without the NUL)."""
 
 
 def run(given: Given) -> int:
@@ -15,6 +21,7 @@ def run(given: Given) -> int:
     several = [name for name, value in kinds if value]
     if len(several) > 1:
         raise UsageError(f"{' and '.join(several)} exclude each other", hint="give one of them")
+    _refuse_commands(given.words)
     if not given.switch("probe"):
         return conclude("check", given, command=command, argv=given.behind, files=given.words)
     from mgpu_doctor.cli.probe import observer, refuse_facts
@@ -29,6 +36,15 @@ def run(given: Given) -> int:
         files=given.words,
         facts="this machine",
     )
+
+
+def _refuse_commands(words: tuple[str, ...]) -> None:
+    """A command in quotation marks stands where files are expected: say where it belongs."""
+    for word in words:
+        name, blank, _ = word.strip().partition(" ")
+        if blank and not os.path.lexists(word[:_LONGEST_PATH]):
+            shown = word if len(word) < 40 else f"{name} …"
+            raise UsageError(f"there is no file {shown!r}", hint='a command goes behind --cmd: check --cmd "…"')
 
 
 VERB = Verb(
