@@ -295,7 +295,13 @@ def _different(case: Case) -> Iterator[Finding]:
     for launch in case.launches:
         address = stated_address(launch)
         source = launch.command.source
-        if address is None or source.path is None or many_nodes(launch) is None or address[0].value is None:
+        if (
+            address is None
+            or source.path is None
+            or source.kind in ("notebook", "python")
+            or many_nodes(launch) is None
+            or address[0].value is None
+        ):
             continue
         layer = binding_layer(launch)
         rank = layer.option("machine_rank" if layer.launcher == "accelerate" else "node_rank") if layer else None

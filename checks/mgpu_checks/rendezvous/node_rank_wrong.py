@@ -394,8 +394,9 @@ def _rank_place(launch: Launch) -> Location | None:
 def _job(launch: Launch) -> tuple[str | None, ...] | None:
     """What makes launches of several files one job: everything, and all of it written out."""
     source, configured = launch.command.source, _configured(launch)
-    # Documents say the same in several languages and chapters.
-    if source.path is None or source.kind in ("markdown", "rst") or many_nodes(launch) is None:
+    # Documents say the same in several languages and chapters, programs and tests in several places.
+    told = ("markdown", "rst", "notebook", "python", "vscode")
+    if source.path is None or source.kind in told or many_nodes(launch) is None:
         return None
     words: list[str | None] = [word.value for word in launch.command.words]
     if None in words:

@@ -72,7 +72,8 @@ def find(case: Case) -> Iterator[Finding]:
     for script in case.scripts:
         if not script.problems or not _LAUNCHES.search(script.excerpt.text):
             continue
-        if script.source.kind in {"markdown", "rst"} or _is_sketch(script):
+        # A string in a program may be a part of what is put together.
+        if script.source.kind in {"markdown", "rst", "python"} or _is_sketch(script):
             continue
         problem = min(script.problems, key=lambda one: one.span)
         yield report(

@@ -446,7 +446,15 @@ def _is_whole(text: str, *, listed: bool) -> bool:
     if match is not None and _COMMAND_LINE.search(match.group()) and len(rest.split()) < 2:
         # A subcommand alone is the head of what is put together elsewhere.
         return False
-    return listed or PROSE.search(rest.split("\n")[0]) is None
+    return listed or not _is_sentence(rest)
+
+
+def _is_sentence(rest: str) -> bool:
+    """Whether what stands behind a launcher's name is no command line: words of a language, a release, a remark."""
+    if PROSE.search(rest.split("\n", 1)[0]) or re.match(r"\s+v?\d+(?:\.\d+)+", rest):
+        return True
+    bare = re.sub(r"'[^']*'|\"[^\"]*\"|\$\{[^}]*\}|\$\([^)]*\)", "", rest)
+    return re.search(r"[()`]|[,:;](?:\s|$)", bare) is not None
 
 
 # ---------------------------------------------------------------- trees
