@@ -7,7 +7,6 @@ import os
 from mgpu_doctor.cli.verb import PYTHON, SHARED, Given, Option, Verb
 from mgpu_doctor.errors import UsageError
 
-
 _LONGEST_PATH = 4095
 """Bytes of a path on Linux (PATH_MAX without the NUL)."""
 
