@@ -124,14 +124,17 @@ def excerpts(source: Source) -> tuple[Excerpt, ...]:
         cells = _Reader(notebook).excerpts()
         found.extend(sorted(cells, key=lambda one: one.source.position(one.locate(0, 1).start)))
     for document in notebook.documents:
-        found.extend(markdown.excerpts(document))
+        if mentions_launch(document.text):
+            found.extend(markdown.excerpts(document))
     return tuple(found)
 
 
 def read(source: Source) -> Notebook | None:
     """The texts of a notebook; None when it is damaged or holds nothing that could be a launch."""
-    if not mentions_launch(source.text):
-        return None
+    return _read(source) if mentions_launch(source.text) else None
+
+
+def _read(source: Source) -> Notebook | None:
     found = _raw_cells(source.text)
     if isinstance(found, Damaged):
         return None
@@ -150,9 +153,7 @@ def read(source: Source) -> Notebook | None:
             one = _Text()
             for string in cell.strings:
                 one.add(source.text, string)
-            document = one.source(source, "markdown")
-            if mentions_launch(document.text):
-                documents.append(document)
+            documents.append(one.source(source, "markdown"))
     return Notebook(code.source(source, "notebook"), tuple(cells), tuple(documents), language)
 
 
@@ -462,5 +463,5 @@ def _quotes_after(line: str, quotes: str) -> str:
 
 def texts(source: Source) -> Sequence[str]:
     """The text of every piece, to compare with what an edit should have made of them."""
-    notebook = read(source)
+    notebook = _read(source)
     return [piece.text for piece in notebook.pieces] if notebook is not None else ()
