@@ -11,6 +11,7 @@ from mgpu_doctor.model.command import Command, Piece, Variable, Word
 from mgpu_doctor.model.facts import NO_FACTS, Facts, Gpu
 from mgpu_doctor.model.known import Origin, Setting, Unknown
 from mgpu_doctor.model.launch import Engine, Layer, OptionSpec, Release, VisibleDevices
+from mgpu_doctor.model.model_folder import ModelFolder, Storage
 from mgpu_doctor.model.program import ConfigFile, Program
 from mgpu_doctor.model.source import Location, Source, Span
 from mgpu_doctor.read.config import read_config, unread_config
@@ -100,6 +101,15 @@ class Files:
         if isinstance(source, Unknown):
             return unread_config(path, role, source.reason, False)
         return read_config(source, role)
+
+    def model_folder(self, path: str, directory: str | Unknown | None = None) -> ModelFolder | Unknown:
+        return Unknown("a text holds no model")
+
+    def storage(self, path: str, directory: str | Unknown | None = None) -> Storage | Unknown:
+        return Unknown("texts lie on no disk")
+
+    def resolve(self, path: str) -> str | Unknown:
+        return path
 
 
 def words_of(text: str, offset: int = 0) -> tuple[Word, ...]:

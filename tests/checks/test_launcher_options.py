@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from mgpu_checks import CHECKS
-from mgpu_doctor.authoring import Example, Finding
+from mgpu_doctor.authoring import AnyCheck, Example, Finding
 from mgpu_doctor.mend import apply_edits
 from mgpu_doctor.testing import run_example
 from oracle_environments import LAUNCHER_PARSERS, python_of, run_parser

@@ -215,7 +215,7 @@ def test_compute_capability_by_name(tmp_path: Path) -> None:
     ]
     path = tmp_path / "facts.json"
     path.write_text(json.dumps({"gpus": cards}))
-    gpus = load_facts(path).gpus
+    gpus = load_facts(str(path)).gpus
     assert not isinstance(gpus, Unknown)
     found = [gpu.compute_capability for gpu in gpus]
     assert found == [(12, 0), (8, 6), Unknown("NVML is too old"), SILENT]
