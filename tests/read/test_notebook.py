@@ -18,6 +18,7 @@ from mgpu_doctor.model.known import Unknown
 from mgpu_doctor.model.report import Report
 from mgpu_doctor.model.source import Location, Source
 from mgpu_doctor.read.notebook import excerpts, read, require_whole
+from mgpu_doctor.registry import load_checks
 
 
 def _notebook(*cells: str | tuple[str, str], **more: Any) -> str:
@@ -305,3 +306,19 @@ def test_a_line_of_a_text_inside_is_found_by_the_files_number() -> None:
     assert code.slice(code.line_span(line)) == "!torchrun b.py"
     place = Location(code, code.line_span(line)).in_file
     assert place.source.slice(place.span) == "!torchrun b.py"
+
+
+def test_the_rules_examples_are_judged_alike_in_a_notebook() -> None:
+    registry = load_checks()
+    fixed = 0
+    for check in registry.checks[::5]:
+        for command in [example.command for example in check.rule.bad if example.command]:
+            shell = diagnose(Request(mode="lint", text=command, text_name="a.sh", text_kind="shell"), registry)
+            text = _notebook("%%bash\n" + command)
+            notebook = _lint(text)
+            assert {one.code for one in notebook.findings} == {one.code for one in shell.findings}, command
+            for finding in notebook.findings:
+                if finding.fix is not None and finding.fix.edits:
+                    json.loads(_applied(text, finding))
+                    fixed += 1
+    assert fixed > 10
