@@ -57,6 +57,7 @@ _SINCE = {
 """Templates by the first of the releases 0.7.1, 0.8.3, 0.9.0 to 0.9.5 that has them (data/template.py)."""
 
 _GONE = {
+    (0, 8, 3): frozenset(["chatglm3_system", "custom"]),
     (0, 9, 5): frozenset(
         [
             "aquila",
@@ -79,7 +80,7 @@ _GONE = {
             "yayi",
             "ziya",
         ]
-    )
+    ),
 }
 """Templates by the first release that no longer has them."""
 
