@@ -364,3 +364,10 @@ def test_a_command_where_a_file_belongs_is_told_where_it_belongs(run: Run, comma
     assert "there is no file 'torchrun" in done.stderr
     assert "--cmd" in done.stderr
     assert len(done.stderr) < 200
+
+
+def test_a_check_is_shown_although_the_probe_beside_it_cannot_be_made(run: Run) -> None:
+    done = run("check", "--probe", "--python", sys.executable)
+    assert "host: " in done.stdout
+    assert "torch" in done.stderr
+    assert done.returncode in (1, 3)

@@ -53,6 +53,7 @@ RULE = Rule(
         Example("the machine alone", facts={"cpu_count": 1, "limits": {"nofile": 64, "nproc": 10}}),
         Example("not known", _EIGHT),
         Example("ranks on a machine without GPUs", _EIGHT, facts={"cpu_count": 2, "gpus": []}),
+        Example("whose GPUs are not known", _EIGHT, facts={"cpu_count": 2, "gpus": None}),
         Example("ranks on the CPU", "CUDA_VISIBLE_DEVICES= torchrun --nproc_per_node 2 t.py", facts={"cpu_count": 1}),
     ),
     sources=(
@@ -110,7 +111,7 @@ def find(case: Case) -> Iterator[Finding]:
 
 def _processors(case: Case, job: Job) -> Finding | None:
     have = case.facts.cpu_count
-    if isinstance(have, Unknown) or have >= job.processes:
+    if isinstance(have, Unknown) or have >= job.processes or isinstance(case.facts.gpus, Unknown):
         return None
     asks = "ask the scheduler for more (--cpus-per-task, the pod's cpu limit)"
     return report(

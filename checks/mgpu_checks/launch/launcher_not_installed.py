@@ -252,7 +252,8 @@ def _of_nothing(case: Case, launch: Launch, word: Word, name: str, path: str) ->
     if path.rpartition("/bin/")[0] != prefix or not (line or "").startswith(f"#!{prefix}/bin/python"):
         return None
     message = f"{path} is left over: {owners[0]} is not installed in {prefix}, so that its import fails"
-    return _report(launch, word, message, Fix(f"Install {owners[0]}", commands=(f"python -m pip install {owners[0]}",)))
+    fix = f"Activate the environment that has {owners[0]}, or install it"
+    return _report(launch, word, message, Fix(fix, commands=(f"python -m pip install {owners[0]}",)))
 
 
 _NAMES = {
@@ -295,7 +296,8 @@ def _missing(case: Case, launch: Launch, word: Word, name: str, *, told: bool) -
         # A machine without torch is where the command is read, not where it is meant to run.
         return None
     message = f"{name} is not on PATH and {owner} is not installed"
-    return _report(launch, word, message, Fix(f"Install {owner}", commands=(f"python -m pip install {owner}",)))
+    fix = f"Activate the environment that has {owner}, or install it"
+    return _report(launch, word, message, Fix(fix, commands=(f"python -m pip install {owner}",)))
 
 
 def _report(launch: Launch, word: Word, message: str, fix: Fix | None) -> Finding:

@@ -67,7 +67,7 @@ RULE = Rule(
         Reference(
             "accelerate 1.7.0 and 1.15.0, commands/launch.py launch_command(): every launcher of several processes"
             " asks for not args.cpu",
-            "accelerate launch --cpu --num_processes 4 starts one process, exit status 0",
+            "accelerate launch --cpu --num_processes 4 starts one process, exit status 0 (seen with 1.15.0)",
             ran=True,
         ),
         Reference(

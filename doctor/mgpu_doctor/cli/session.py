@@ -10,7 +10,7 @@ from mgpu_doctor.cli.output import chosen_format, emit_json, emit_lines, emit_ri
 from mgpu_doctor.cli.verb import Given
 from mgpu_doctor.cli.waiting import Waiting, waiting
 from mgpu_doctor.diagnose import Request, diagnose
-from mgpu_doctor.errors import InputError, UsageError
+from mgpu_doctor.errors import InputError, MgpuDoctorError, UsageError
 from mgpu_doctor.mend import mended
 from mgpu_doctor.model.case import Case
 from mgpu_doctor.model.finding import Finding
@@ -54,19 +54,43 @@ def conclude(mode: str, given: Given, observe: Observe | None = None, **request:
     }
     check_names(registry, shared["select"] + shared["ignore"])
     with waiting("looking at this machine" if shared["facts"] is None and mode != "lint" else "reading") as note:
-        seen = None if observe is None else partial(_observed, observe, note)
-        report = diagnose(Request(**(shared | request)), registry, seen)
+        seen = None if observe is None else partial(_observed, observe, note, mode)
+        refused: MgpuDoctorError | None = None
+        try:
+            report = diagnose(Request(**(shared | request)), registry, seen)
+        except _NoProbeError as error:
+            # What is known without it is still worth showing.
+            refused = error.reason
+            report = diagnose(Request(**(shared | request)), registry)
     if not report.case.sources and chosen_format(given.text("format")) in ("plain", "rich"):
         refuse_unread(report)
     correction = None
     if request.get("command") is not None or request.get("argv"):
         correction = _correct(report, registry, shared)
     show(report, correction, given)
-    return report.exit_code
+    if refused is None:
+        return report.exit_code
+    from mgpu_doctor.cli.edge import INCOMPLETE_EXIT, complain
+
+    complain(refused.message, refused.hint)
+    return report.exit_code or INCOMPLETE_EXIT
 
 
-def _observed(observe: Observe, note: Waiting, case: Case) -> Observation:
-    return observe(case, note)
+class _NoProbeError(Exception):
+    """The probe that was asked for beside a check cannot be made."""
+
+    def __init__(self, reason: MgpuDoctorError) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
+
+
+def _observed(observe: Observe, note: Waiting, mode: str, case: Case) -> Observation:
+    try:
+        return observe(case, note)
+    except MgpuDoctorError as error:
+        if mode == "check":
+            raise _NoProbeError(error) from error
+        raise
 
 
 def refuse_unread(report: Report) -> None:
