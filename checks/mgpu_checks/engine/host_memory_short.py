@@ -58,8 +58,8 @@ RULE = Rule(
     why=(
         "ZeRO's offload moves the optimizer to the host: 32-bit weights and two states, 12 bytes for each parameter, "
         "of all ranks of a node together. And a model that is loaded in another dtype than its files have is "
-        "converted in host memory, by every process for itself: eight processes that load 8 B parameters in 32 bits hold 240 GiB "
-        "before the first of them reaches its card. When memory runs out the kernel kills a process with signal 9, "
+        "converted in host memory, by every process for itself: eight processes that load 8 B parameters in 32 bits "
+        "hold 240 GiB before the first of them reaches its card. When memory runs out the kernel kills a process with signal 9, "
         "without a word in Python."
     ),
     bad=(
