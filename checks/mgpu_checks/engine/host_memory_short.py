@@ -59,8 +59,8 @@ RULE = Rule(
         "ZeRO's offload moves the optimizer to the host: 32-bit weights and two states, 12 bytes for each parameter, "
         "of all ranks of a node together. And a model that is loaded in another dtype than its files have is "
         "converted in host memory, by every process for itself: eight processes that load 8 B parameters in 32 bits "
-        "hold 240 GiB before the first of them reaches its card. When memory runs out the kernel kills a process with signal 9, "
-        "without a word in Python."
+        "hold 240 GiB before the first of them reaches its card. When memory runs out the kernel kills a process with "
+        "signal 9, without a word in Python."
     ),
     bad=(
         Example("ZeRO-2, 70 B parameters offloaded", _SFT, files=_zero(2, "cpu"), facts=_host(512)),
