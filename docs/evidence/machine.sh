@@ -114,12 +114,6 @@ title "fault: no device file in this mount namespace"
 unshare -m bash -c 'mount -t tmpfs tmpfs /mnt && touch /mnt/none && mount --bind /mnt/none /dev/nvidiactl 2>/dev/null; "$@"' _ \
   mgpu-doctor check --format plain | grep -E "MGD711|^nothing|unknown"
 
-title "nothing is run, sent or written"
-if command -v strace > /dev/null; then
-  strace -f -qq -e trace=execve,connect,bind -o trace.txt mgpu-doctor check > /dev/null
-  grep -E 'execve|connect|bind' trace.txt | sed 's/^[0-9]* *//' | cut -c1-110 | sort | uniq -c
-fi
-
 title "how long it takes"
 for _ in 1 2 3; do
   python3 -c "

@@ -155,9 +155,12 @@ def test_a_pair_without_a_cure_is_to_be_left_out() -> None:
     assert "leave one of GPU 1 (GPU-00000001) and GPU 2 (GPU-00000002) out" in finding.fix.title
 
 
-def test_work_of_a_gpu_that_hangs_is_no_collective() -> None:
-    seen = healthy(2, ranks=tuple(rank(n, state="hung") for n in range(2)), stages=stages(solo="hung"))
-    assert not outcome(collective_hangs, seen).findings
+def test_a_rank_that_hangs_by_itself_is_named_with_its_step() -> None:
+    ranks = (rank(0), rank(1, state="hung", stack=("worker.py:7 in multiply",)))
+    finding = only(collective_hangs, healthy(2, ranks=ranks, stages=stages(solo="hung")))
+    assert "Rank 1 did not come back" in finding.message
+    assert "a matrix product, while the others rested" in finding.message
+    assert "worker.py:7 in multiply" in finding.evidence[0].text
 
 
 def test_of_several_timings_the_middle_decides() -> None:

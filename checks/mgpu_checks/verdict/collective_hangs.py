@@ -22,6 +22,13 @@ from mgpu_doctor.authoring import (
     report,
 )
 
+_ALONE = {
+    "device": "the first work on its device",
+    "solo": "a matrix product, while the others rested",
+    "together": "a matrix product, while all worked",
+}
+"""Steps in which no rank waits for another: one that hangs there hangs in its device or driver."""
+
 _STAGES = {
     "group": "forming the process group",
     "collective": "an all_reduce",
@@ -52,6 +59,7 @@ RULE = Rule(
                 cured_by="NCCL_P2P_DISABLE=1",
             ),
         ),
+        Example("a rank that hangs by itself", observation=probed([0, 1], {"solo": "hung"}, state=["done", "hung"])),
         Example("the group does not form", observation=probed([0, 1], {"group": "hung"}, state=["hung", "hung"])),
     ),
     good=(
@@ -109,10 +117,21 @@ def find(case: Case) -> Iterator[Finding]:
         # Waiting for a dead process is a consequence.
         return
     step = observed.first_failure(seen)
-    if step is None or step.state != "hung" or step.name not in _STAGES:
+    if step is None or step.state != "hung" or step.name not in {**_STAGES, **_ALONE}:
         return
     hung = _hung(seen, step)
     seconds = f" within {step.seconds:.0f} s" if isinstance(step.seconds, int | float) else ""
+    if step.name in _ALONE:
+        yield report(
+            RULE,
+            f"{observed.sentence(observed.names_of(hung) if hung else 'a rank')} did not come back{seconds} from "
+            f"{_ALONE[step.name]}: every collective of the job would wait for it.",
+            place_of(case),
+            subject=subject_of(case),
+            evidence=[*_stacks(hung)],
+            fix=Fix("look at that GPU: `mgpu-doctor check` and `nvidia-smi -q` say how it is, a reset may be needed"),
+        )
+        return
     yield report(
         RULE,
         f"{observed.sentence(_STAGES[step.name])} did not come back{seconds}: {_who(hung, step)}. "

@@ -518,8 +518,10 @@ class Measurement:
         # Those that never came to the place where all have to meet are the ones that the others wait for.
         absent = [peer for peer in late if peer.at != "all_reduce"]
         if absent and len(absent) < len(late):
-            return "hung", absent, f"{len(late) - len(absent)} ranks wait for the others"
-        return "hung", late, "no rank returned" if len(late) == len(peers) else f"{len(late)} ranks did not return"
+            waiting = len(late) - len(absent)
+            return "hung", absent, f"{waiting} rank{'s wait' if waiting > 1 else ' waits'} for the others"
+        some = f"{len(late)} rank{'s' * (len(late) > 1)} did not return"
+        return "hung", late, "no rank returned" if len(late) == len(peers) else some
 
     def _stacks(self, peers: list[Peer]) -> None:
         """Where processes stand that do not answer: they say it, or the interpreter's signal handler does."""
