@@ -35,7 +35,7 @@ def explained(command: str, top: Path) -> str:
         ),
         (
             "CUDA_VISIBLE_DEVICES=6 torchrun --nproc-per-node 2 t.py",
-            ("rank 0: cuda:0 = GPU 6", "rank 1: no device = none"),
+            ("rank 0: cuda:0 = GPU 6", "rank 1: no device"),
             "not known",
         ),
         (

@@ -121,7 +121,7 @@ def test_the_hook_blocks_a_bad_script_and_passes_a_good_one(tmp_path: Path) -> N
     shutil.copytree(ROOT, hooks, ignore=ignored)
     project = tmp_path / "project"
     project.mkdir()
-    bad, good, other = project / "bad.sh", project / "good.sh", project / "other.py"
+    bad, good, other = project / "bad.sh", project / "good.sh", project / "other.txt"
     bad.write_text(f"#!/bin/bash\n{COMMAND}\n")
     good.write_text("#!/bin/bash\nCUDA_VISIBLE_DEVICES=4,5 torchrun --nproc-per-node 2 train.py\n")
     other.write_text(f"'''{COMMAND}'''\n")
@@ -142,6 +142,6 @@ def test_the_hook_blocks_a_bad_script_and_passes_a_good_one(tmp_path: Path) -> N
     assert failed.returncode == 1, failed.stdout + failed.stderr
     assert "bad.sh:2:1: error MGD201" in failed.stdout
     assert "good.sh" not in failed.stdout
-    assert "other.py" not in failed.stdout
+    assert "other.txt" not in failed.stdout
     passed = run(good, other)
     assert passed.returncode == 0, passed.stdout + passed.stderr
