@@ -16,8 +16,10 @@ from mgpu_doctor.model.case import Case
 from mgpu_doctor.registry import Registry
 from mgpu_doctor.render.json import report_document
 from mgpu_doctor.render.plain import explain_lines
+from mgpu_doctor.render.probe_plain import probe_lines
 from mgpu_doctor.testing import standard_facts
 from model_folders import LLAMA_8B, PARAMETERS_8B, make_model
+from observations import healthy
 
 P = PARAMETERS_8B
 EMBEDDING = 128256 * 4096
@@ -357,6 +359,21 @@ def test_explain_tells_amounts_placement_and_the_choice(folder: Path) -> None:
     assert document["choice"]["kind"] == "split"
     assert document["low"] == sum(entry["low"] for entry in document["parts"])
     assert json.loads(json.dumps(document)) == document
+
+
+def test_a_probe_of_one_process_says_where_its_model_would_lie(folder: Path) -> None:
+    (folder / "facts.json").write_text(json.dumps(standard_facts()), encoding="utf-8")
+    request = Request(
+        mode="probe",
+        command="llamafactory-cli chat --model_name_or_path ./m --template llama3",
+        facts=str(folder / "facts.json"),
+        directory=str(folder),
+        observation=healthy(1),
+    )
+    text = "\n".join(probe_lines(diagnose(request, Registry((), ()))))
+    assert "verdict: SINGLE" in text
+    assert "  placement: cuda:0 " in text
+    assert "on 8 cards together: weights 15.0 (bf16)" in text
 
 
 def test_nothing_is_said_where_nothing_is_known(folder: Path) -> None:

@@ -285,6 +285,21 @@ def last_output(report: Report) -> tuple[str, ...]:
     return tuple([line for line in lines if line][-MOST_OUTPUT:])
 
 
+def model_lines(report: Report) -> tuple[tuple[str, str], ...]:
+    """Where the model of a command that is one process would lie: computed from its files, nothing is loaded."""
+    launches = report.case.launches
+    if len(launches) != 1 or launches[0].world_size.known != 1:
+        return ()
+    from mgpu_doctor.memory.model_used import names_model
+
+    if not names_model(launches[0]):
+        return ()
+    from mgpu_doctor.render.memory import memory_lines
+
+    lines = memory_lines(report.case, launches[0])
+    return tuple((line.label, line.value) for line in lines if line.label in ("memory", "placement"))
+
+
 def notes(observation: Observation) -> tuple[str, ...]:
     """What the probe has to say besides."""
     return tuple(one_line(note) for note in observation.notes)

@@ -39,6 +39,7 @@ def print_probe(console: Console, report: Report) -> None:
     _print_verdict(console, observation, verdict)
     _print_promises(console, verdict)
     _print_placement(console, observation, report.case.facts)
+    _print_model(console, report)
     _print_timings(console, observation)
     _print_links(console, observation)
     _print_steps(console, observation)
@@ -129,6 +130,18 @@ def _legend(seen: probe.Placement) -> str:
     if seen.idle:
         parts.append("struck out: held by nobody")
     return ", ".join(parts)
+
+
+def _print_model(console: Console, report: Report) -> None:
+    lines = probe.model_lines(report)
+    for label, text in lines:
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(no_wrap=True, style="dim", width=9)
+        grid.add_column(ratio=1)
+        grid.add_row(label, Text(text))
+        console.print(Padding(grid, (0, 0, 0, 2)))
+    if lines:
+        console.print()
 
 
 def _print_fates(console: Console, observation: Observation) -> None:

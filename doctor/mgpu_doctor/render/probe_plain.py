@@ -25,6 +25,8 @@ def probe_lines(report: Report) -> Iterator[str]:
         yield f"  {', '.join(circumstances)}"
     yield from _promises(verdict)
     yield from _measurements(observation)
+    for label, text in probe.model_lines(report):
+        yield f"  {label}: {text}"
     for line in probe.last_output(report):
         yield f"  output: {line}"
     yield ""
