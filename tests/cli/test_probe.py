@@ -273,6 +273,10 @@ class TestReal:
 
 @pytest.mark.oracle
 @requires_oracle("new")
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_terminal_sees_each_stage_and_an_interrupt_ends_everything(tmp_path: Path) -> None:
     main, secondary = pty.openpty()
     process = subprocess.Popen(
@@ -282,6 +286,8 @@ def test_a_terminal_sees_each_stage_and_an_interrupt_ends_everything(tmp_path: P
         stdout=secondary,
         stderr=secondary,
         start_new_session=True,
+        # Whoever runs the tests in the background ignores interrupts, and children inherit that.
+        preexec_fn=_heed_interrupts,  # noqa: PLW1509 - it only restores a signal
         env=environment(MGPU_DOCTOR_PROBE_FAULT="hang:collective:1", TMPDIR=str(tmp_path), TERM="xterm"),
     )
     os.close(secondary)
