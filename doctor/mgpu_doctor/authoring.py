@@ -6,7 +6,7 @@ A check is one file: a docstring with the cause, a ``RULE``, and a pure function
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from mgpu_doctor.model import observed
 from mgpu_doctor.model.case import Case, Skip
@@ -111,6 +111,7 @@ __all__ = [
     "memory_fit",
     "memory_need",
     "observed",
+    "only_signatures",
     "pattern",
     "read_requirement",
     "release_numbers",
@@ -136,6 +137,12 @@ def memory_fit(case: Case, launch: Launch) -> MemoryFit | Unknown:
     from mgpu_doctor.memory import fit
 
     return fit.memory_fit(case, launch)
+
+
+def only_signatures(case: Case) -> Iterator[Finding]:
+    """``find`` of a rule that is known by its signatures in logs alone."""
+    del case
+    yield from ()
 
 
 def report(
